@@ -1,0 +1,1 @@
+"""What a network can output on a region of inputs."""

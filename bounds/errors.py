@@ -1,0 +1,75 @@
+"""Everything that can go wrong, as one tree.
+
+    RingfenceError                 base of all errors raised on purpose; the CLI turns each into one line and exit code 2
+    ├── ModelError                 the network cannot be used
+    │   ├── UnsupportedOpError     a node, op or attribute this version does not understand
+    │   ├── ShapeError             a shape is dynamic, inconsistent or does not fit
+    │   └── ImportMismatchError    the imported network does not reproduce the original's outputs
+    ├── SpecError                  the question cannot be used (VNNLIB text, arrays, labels, eps)
+    ├── RegionError                a region is empty, unbounded, reversed or not finite
+    ├── NumericsError              NaN or infinity met where a bound was computed
+    ├── DataError                  a data set or image file is missing or malformed
+    ├── DeviceError                the device asked for is not there
+    ├── MemoryLimitError           the work cannot be made to fit the memory limit
+    ├── SolverError                a solver is missing, failed or gave an answer we do not understand
+    │   └── SolverMissingError     the package is not installed; says the pip line
+    └── OutputError                a result could not be written
+"""
+
+from __future__ import annotations
+
+
+class RingfenceError(Exception):
+    """Base of every deliberate error. The message names the thing, what was met, what was expected, and the way out."""
+
+
+class ModelError(RingfenceError):
+    """The network cannot be used."""
+
+
+class UnsupportedOpError(ModelError):
+    """A node uses an op or attribute that is not supported; the message names the node."""
+
+
+class ShapeError(ModelError):
+    """A shape is dynamic, inconsistent or does not fit."""
+
+
+class ImportMismatchError(ModelError):
+    """The imported network does not reproduce the outputs of the original runtime."""
+
+
+class SpecError(RingfenceError):
+    """The question cannot be used."""
+
+
+class RegionError(RingfenceError):
+    """A region is empty, unbounded, reversed or not finite."""
+
+
+class NumericsError(RingfenceError):
+    """NaN or infinity met where a bound was computed."""
+
+
+class DataError(RingfenceError):
+    """A data set or image file is missing or malformed."""
+
+
+class DeviceError(RingfenceError):
+    """The device asked for is not available."""
+
+
+class MemoryLimitError(RingfenceError):
+    """The work cannot be made to fit the memory limit."""
+
+
+class SolverError(RingfenceError):
+    """A solver failed or gave an answer that is not understood."""
+
+
+class SolverMissingError(SolverError):
+    """A solver package is not installed; the message says the pip line to run."""
+
+
+class OutputError(RingfenceError):
+    """A result could not be written."""

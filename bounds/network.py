@@ -1,0 +1,161 @@
+"""Network: an immutable graph of operators in topological order."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import networkx
+import numpy as np
+import torch
+from torch import Tensor
+
+from bounds.errors import ShapeError
+from bounds.ops.base import Activation, Affine, Input, Op, Shape, product
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Original(Protocol):
+    """The model as the user gave it, run by its own runtime: what a counterexample is replayed on."""
+
+    input_shape: Shape
+    input_dtype: np.dtype
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Outputs for a batch: (N, *input_shape) -> (N, *output_shape), each point evaluated as the original runtime does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One operator application: `inputs` index earlier nodes; `shape` excludes the batch dimension."""
+
+    op: Op
+    inputs: tuple[int, ...]
+    shape: Shape
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """nodes[0] is the input, nodes[-1] the output; every node's inputs come before it.
+
+    Raises:
+        ShapeError: the nodes are not in topological order, or the first one is not the only input.
+    """
+
+    nodes: tuple[Node, ...]
+    original: Original | None = None
+
+    def __post_init__(self) -> None:
+        if not self.nodes or not isinstance(self.nodes[0].op, Input):
+            raise ShapeError("a network starts with exactly one input node")
+        for index, node in enumerate(self.nodes):
+            if any(source >= index for source in node.inputs) or (index > 0 and not node.inputs):
+                raise ShapeError(f"node {node.name!r} (number {index}) is not in topological order: its inputs are {node.inputs}")
+
+    @staticmethod
+    def from_onnx(model: str | Path | bytes, *, check: bool = True) -> Network:
+        """Read an ONNX file (plain or gzipped) or its bytes; the import is checked against ONNX Runtime on random points.
+
+        Raises:
+            ModelError: see `bounds.errors`; the message names the node, the op and the way out.
+        """
+        from bounds.onnx_import import import_onnx
+
+        return import_onnx(model, check=check)
+
+    @staticmethod
+    def from_torch(module: nn.Module, input_shape: Sequence[int], *, check: bool = True) -> Network:
+        """Import a torch module in evaluation mode by exporting it to ONNX in memory. input_shape excludes the batch dimension."""
+        from bounds.onnx_import import import_torch
+
+        return import_torch(module, tuple(input_shape), check=check)
+
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one input."""
+        return self.nodes[0].shape
+
+    @property
+    def output_shape(self) -> Shape:
+        """Shape of one output."""
+        return self.nodes[-1].shape
+
+    @property
+    def outputs(self) -> int:
+        """Number of output values."""
+        return product(self.output_shape)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the parameters are held in (float32 when there are none)."""
+        return next((p.dtype for node in self.nodes for p in node.op.parameters()), torch.float32)
+
+    @functools.cached_property
+    def successors(self) -> tuple[tuple[int, ...], ...]:
+        """For each node the nodes that read it (once per use)."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
+            for source in node.inputs:
+                users[source].append(index)
+        return tuple(tuple(u) for u in users)
+
+    @functools.cached_property
+    def preactivations(self) -> tuple[int, ...]:
+        """Indices of the nodes that an activation reads, in topological order."""
+        found = {node.inputs[0] for node in self.nodes if isinstance(node.op, Activation)}
+        return tuple(sorted(found))
+
+    @functools.cached_property
+    def affine_in_input(self) -> tuple[bool, ...]:
+        """For each node whether it is an affine function of the input."""
+        flags: list[bool] = []
+        for node in self.nodes:
+            flags.append(isinstance(node.op, Affine | Input) and all(flags[source] for source in node.inputs))
+        return tuple(flags)
+
+    @functools.cached_property
+    def graph(self) -> networkx.DiGraph:
+        """The network as a networkx graph whose nodes are indices with attributes `name`, `op` and `shape`."""
+        graph = networkx.DiGraph()
+        for index, node in enumerate(self.nodes):
+            graph.add_node(index, name=node.name, op=type(node.op).__name__, shape=node.shape)
+            graph.add_edges_from((source, index) for source in node.inputs)
+        return graph
+
+    def input_shapes(self, index: int) -> tuple[Shape, ...]:
+        """Shapes of the inputs of node `index`."""
+        return tuple(self.nodes[source].shape for source in self.nodes[index].inputs)
+
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Network:
+        """A copy with parameters of `dtype` on `device` (this network itself if nothing changes)."""
+        parameters = [p for node in self.nodes for p in node.op.parameters()]
+        wanted = None if device is None else torch.device(device)
+        if all(p.dtype == dtype and (wanted is None or p.device == wanted) for p in parameters):
+            return self
+        cache: dict[tuple[torch.dtype, str], Network] = self.__dict__.setdefault("_copies", {})
+        key = (dtype, str(wanted))
+        if key not in cache:
+            cache[key] = replace(self, nodes=tuple(replace(node, op=node.op.to(dtype, device)) for node in self.nodes))
+        return cache[key]
+
+    def values(self, x: Tensor) -> list[Tensor]:
+        """Values of every node. x: (N, *input_shape)."""
+        values: list[Tensor] = []
+        for node in self.nodes:
+            values.append(node.op.forward(x) if isinstance(node.op, Input) else node.op.forward(*(values[s] for s in node.inputs)))
+        return values
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Outputs for any number of leading batch dimensions. x: (*batch, *input_shape)."""
+        rank = len(self.input_shape)
+        batch = x.shape[: x.dim() - rank]
+        if tuple(x.shape[x.dim() - rank :]) != self.input_shape:
+            raise ShapeError(f"the network reads inputs of shape {self.input_shape}, got {tuple(x.shape)}")
+        y = self.values(x.reshape(-1, *self.input_shape))[-1]
+        return y.reshape(*batch, *self.output_shape)

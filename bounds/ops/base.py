@@ -1,0 +1,192 @@
+"""Families of operators.
+
+Engines, encoders and attacks know families, never single ops. Every tensor an op sees has a leading batch dimension N that is not part of
+the node's shape: an op with input shape (1, 3, 32, 32) receives (N, 1, 3, 32, 32).
+
+    Op
+    ├── Input                  the input node
+    ├── Affine                 y = sum_j W_j x_j + b: writes `linear` (and `bias`); forward, interval, adjoint derive from it
+    └── Activation             a non-linear op: writes `forward`, `interval`, `relax`
+        ├── Piecewise          element-wise, continuous, piecewise linear: writes data (knots, slopes, intercepts)
+        ├── Smooth             element-wise, S-shaped: writes the function and facts about its derivative
+        └── MaxReduce          maximum over the last axis
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.interval import Interval
+from bounds.linear import Relaxation
+
+Shape = tuple[int, ...]
+Slopes = Literal["adaptive", "parallel"]
+
+
+class Op(ABC):
+    """One operator. Subclasses are frozen dataclasses; tensor fields are parameters in the precision the model stores."""
+
+    @abstractmethod
+    def forward(self, *xs: Tensor) -> Tensor:
+        """The op's value. xs: (N, *input_shape) each."""
+
+    @abstractmethod
+    def interval(self, *xs: Interval) -> Interval:
+        """An enclosure of the op's real-arithmetic values on the given enclosures, rounded outward."""
+
+    def parameters(self) -> list[Tensor]:
+        """The stored tensors of floating-point type."""
+        values = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return [v for v in values if isinstance(v, Tensor) and v.is_floating_point()]
+
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Self:
+        """A copy whose floating-point parameters have `dtype` and whose tensors live on `device`."""
+        changes = {}
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changes[field.name] = value.to(device=device, dtype=dtype if value.is_floating_point() else None)
+        return replace(self, **changes) if changes else self  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, eq=False)
+class Input(Op):
+    """The network's input."""
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0]
+
+    def interval(self, *xs: Interval) -> Interval:
+        return xs[0]
+
+
+class Affine(Op):
+    """y = sum_j W_j x_j + b.
+
+    A subclass writes `linear`, and `bias` if it has one. `adjoint` may be overridden by a faster kernel; a battery compares the two.
+    """
+
+    @abstractmethod
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        """sum_j W_j x_j, or sum_j |W_j| x_j when `absolute` (the stored coefficients replaced by their absolute values)."""
+
+    def bias(self) -> Tensor | None:
+        """b, broadcastable to (N, *output_shape), or None for zero."""
+        return None
+
+    def fan_in(self, *shapes: Shape) -> int:
+        """`terms`, computed once per set of shapes."""
+        return self._counted("terms", shapes)
+
+    def fan_out(self, *shapes: Shape) -> int:
+        """`adjoint_terms`, computed once per set of shapes."""
+        return self._counted("adjoint_terms", shapes)
+
+    def _counted(self, what: str, shapes: tuple[Shape, ...]) -> int:
+        cache = self.__dict__.setdefault("_counts", {})
+        if (what, shapes) not in cache:
+            cache[what, shapes] = getattr(self, what)(*shapes)
+        return cache[what, shapes]
+
+    def terms(self, *shapes: Shape) -> int:
+        """How many rounded operations one output passes through: products in the sum, the bias, and any rounding of the coefficients
+        themselves (a scale computed from other parameters counts its own roundings). 0 means the op is exact.
+
+        The default serves ops whose coefficients are all 1: 0 when they only move data, else the largest number of addends.
+        """
+        count = int(self.linear(*(torch.ones(1, *s) for s in shapes), absolute=True).amax())
+        return 0 if count <= 1 else count
+
+    def adjoint_terms(self, *shapes: Shape) -> int:
+        """The same for one coefficient of the adjoint (fan-out instead of fan-in). Default: for ops whose coefficients are all 1."""
+        out_shape = self.linear(*(torch.zeros(1, *s) for s in shapes)).shape
+        count = max(int(a.amax()) if a.numel() else 0 for a in self.adjoint(torch.ones(out_shape), *shapes, absolute=True))
+        return 0 if count <= 1 else count
+
+    def magnitude(self, *mags: Tensor) -> Tensor:
+        """|W| mag + |b|, an upper bound (up to rounding) on the sum of the absolute values of the terms of one output."""
+        total = self.linear(*mags, absolute=True)
+        bias = self.bias()
+        return total if bias is None else total + bias.abs()
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        total = self.linear(*xs)
+        bias = self.bias()
+        return total if bias is None else total + bias
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        """W_j^T A for every input j. A: (M, *output_shape) -> one (M, *input_shape) per input."""
+        zeros = [A.new_zeros(A.shape[0], *s) for s in shapes]
+        _, pull = torch.func.vjp(lambda *xs: self.linear(*xs, absolute=absolute), *zeros)
+        return tuple(pull(A))
+
+    def interval(self, *xs: Interval) -> Interval:
+        return self.interval_and_magnitude(*xs)[0]
+
+    def interval_and_magnitude(self, *xs: Interval) -> tuple[Interval, Tensor]:
+        """The rounded enclosure and v = |W| mag + |b|, which the backward walk needs for its error terms.
+
+        With c and r the centres and radii, W c + b -+ |W| r encloses the values; computing both products costs at most gamma v each.
+        """
+        shapes = [tuple(x.shape[1:]) for x in xs]
+        terms = self.fan_in(*shapes)
+        if terms == 0 and self.bias() is None and _is_monotone(self):
+            v = self.linear(*(x.magnitude for x in xs))
+            return Interval(self.linear(*(x.lower for x in xs)), self.linear(*(x.upper for x in xs))), v
+        dtype = xs[0].lower.dtype
+        centers = [(x.lower + x.upper) / 2 for x in xs]
+        radii = [torch.nextafter(torch.maximum(x.upper - c, c - x.lower), c.new_tensor(math.inf)) for x, c in zip(xs, centers, strict=True)]
+        stacked = [torch.cat([r, x.magnitude]) for r, x in zip(radii, xs, strict=True)]
+        radius, v = self.linear(*stacked, absolute=True).chunk(2)
+        bias = self.bias()
+        v = v if bias is None else v + bias.abs()
+        center = self.linear(*centers)
+        center = center if bias is None else center + bias
+        error = radius + 2 * rounding.gamma(terms + 6, dtype) * v + rounding.underflow(terms + 6, dtype)
+        return Interval(rounding.below(center, error), rounding.above(center, error)), v
+
+
+def _is_monotone(op: Affine) -> bool:
+    """Whether an exact op only moves data (coefficients 1), so that bounds map to bounds."""
+    return op.moves_data if isinstance(op, MovesData) else False
+
+
+class MovesData(Affine):
+    """Affine ops whose coefficients are all 0 or 1 and whose outputs are single inputs (or zero): reshapes, gathers, pads with zero."""
+
+    moves_data = True
+
+
+class Activation(Op):
+    """A non-linear op with one input, relaxed by planes above and below."""
+
+    exact_in_milp: bool = False
+
+    @abstractmethod
+    def unstable(self, x: Interval) -> Tensor:
+        """Mask (N, *input_shape): where a tighter input interval could improve the relaxation."""
+
+    @abstractmethod
+    def relax(self, x: Interval, slopes: Slopes = "adaptive") -> Relaxation:
+        """Planes that enclose the op on `x` in real arithmetic.
+
+        "adaptive": the line of the upper (lower) hull over the interval's midpoint, as CROWN chooses; "parallel": one slope for both
+        sides, the secant's, as Fast-Lin chooses.
+        """
+
+    def spread(self, A: Tensor) -> Tensor:
+        """Coefficients on the output viewed as coefficients on the input, before slopes are applied. A: (..., *output_shape)."""
+        return A
+
+
+def product(shape: Sequence[int]) -> int:
+    """Number of elements of a shape."""
+    return math.prod(shape)

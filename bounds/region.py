@@ -1,0 +1,350 @@
+"""Regions of inputs: boxes and norm balls, with an optional domain that every norm respects.
+
+A region is a batch of B sets. Bounds need one thing of it, the exact minimum of a linear function; attacks need projection and membership.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.errors import RegionError
+from bounds.interval import Interval
+
+_EXACT = torch.float64
+
+
+class Region(ABC):
+    """A batch of closed sets of inputs."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Number of sets B."""
+
+    @abstractmethod
+    def box(self) -> Interval:
+        """The smallest box around each set, rounded outward; shape (B, *shape)."""
+
+    @abstractmethod
+    def minimise(self, A: Tensor) -> Tensor:
+        """min over x in the region of <A_r, x> for every row r. A: (B, R, *shape) -> (B, R), float64.
+
+        Property: sound, and exact up to rounding for every region, domain included. Numerics: rounded downward.
+        """
+
+    @abstractmethod
+    def project(self, x: Tensor) -> Tensor:
+        """Points of the region near x. x: (B, S, *shape) -> same shape."""
+
+    @abstractmethod
+    def contains(self, x: Tensor) -> Tensor:
+        """Mask (B, S): True only where x certainly lies in the region (rounding decides against). x: (B, S, *shape)."""
+
+    @abstractmethod
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Random points of the region, (B, count, *shape)."""
+
+    @abstractmethod
+    def select(self, indices: Tensor | slice) -> Self:
+        """The sub-batch of the given sets."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Region:
+        """A region that contains this one and is cheap to use with tensors of `dtype` on `device`."""
+
+
+def _per_set(value: Tensor | float, like: Tensor) -> Tensor:
+    """A scalar, one value a set, or one value a feature as a tensor of the shape of `like`."""
+    tensor = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if tensor.dim() == 1 and like.dim() > 2 and tensor.shape[0] == like.shape[0]:
+        tensor = tensor.reshape(-1, *([1] * (like.dim() - 1)))
+    try:
+        return tensor.expand_as(like)
+    except RuntimeError as error:
+        raise RegionError(f"a value of shape {tuple(tensor.shape)} does not fit regions of shape {tuple(like.shape)}") from error
+
+
+def _matvec(A: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+    """<A_r, v> for several v at once. A: (B, R, n), each v: (B, n) -> (B, R) each."""
+    stacked = torch.stack(columns, dim=-1)
+    return tuple(torch.bmm(A, stacked).unbind(-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Box(Region):
+    """{x : lower <= x <= upper}, element-wise; lower, upper: (B, *shape).
+
+    Raises:
+        RegionError: bounds that are not finite, reversed, or of different shapes.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    def __post_init__(self) -> None:
+        if self.lower.shape != self.upper.shape:
+            raise RegionError(f"lower has shape {tuple(self.lower.shape)}, upper {tuple(self.upper.shape)}; they must be equal")
+        if not (torch.isfinite(self.lower).all() and torch.isfinite(self.upper).all()):
+            raise RegionError("a box needs finite bounds for every input; give each input a lower and an upper bound")
+        if bool((self.lower > self.upper).any()):
+            index = int((self.lower > self.upper).flatten().nonzero()[0])
+            low, high = self.lower.flatten()[index].item(), self.upper.flatten()[index].item()
+            raise RegionError(f"input {index} has lower bound {low} above its upper bound {high}: the region is empty")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.lower.shape[1:])
+
+    @property
+    def batch(self) -> int:
+        return self.lower.shape[0]
+
+    def box(self) -> Interval:
+        return Interval(self.lower, self.upper)
+
+    def minimise(self, A: Tensor) -> Tensor:
+        # A c - |A| r with [c - r, c + r] around the box; gamma (|A|(|c| + r)) pays for both sums.
+        dtype = A.dtype
+        box = Interval(self.lower, self.upper).to(dtype)
+        center = ((box.lower + box.upper) / 2).flatten(1)
+        radius = torch.maximum(box.upper.flatten(1) - center, center - box.lower.flatten(1))
+        radius = torch.where(radius > 0, torch.nextafter(radius, radius.new_tensor(math.inf)), radius)
+        flat = A.flatten(2)
+        terms = flat.shape[-1] + 4
+        (value,) = _matvec(flat, center)
+        spread, total = _matvec(flat.abs(), radius, center.abs() + radius)
+        error = 2 * rounding.gamma(terms, dtype) * total.double() + rounding.underflow(terms, dtype)
+        return rounding.below(value.double() - spread.double(), error)
+
+    def project(self, x: Tensor) -> Tensor:
+        low, high = self.lower.unsqueeze(1), self.upper.unsqueeze(1)
+        return torch.clamp(x, rounding.round_up(low, x.dtype), rounding.round_down(high, x.dtype))
+
+    def contains(self, x: Tensor) -> Tensor:
+        inside = (x >= self.lower.unsqueeze(1)) & (x <= self.upper.unsqueeze(1))
+        return inside.flatten(2).all(-1)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        low, high = self.lower.unsqueeze(1), self.upper.unsqueeze(1)
+        u = torch.rand(self.batch, count, *self.shape, dtype=low.dtype, generator=generator).to(low.device)
+        return torch.minimum(torch.maximum(low + u * (high - low), low), high)
+
+    def select(self, indices: Tensor | slice) -> Box:
+        return Box(self.lower[indices], self.upper[indices])
+
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Box:
+        moved = Interval(self.lower.to(device), self.upper.to(device)).to(dtype)
+        return Box(moved.lower, moved.upper)
+
+
+@dataclass(frozen=True, eq=False)
+class LpBall(Region):
+    """{x : ||(x - center) / eps||_p <= 1} intersected with the domain; an eps of zero fixes its feature.
+
+    center: (B, *shape); eps: a number, one number a set, or a tensor broadcastable to (B, *shape); p: 1, 2 or inf; domain: (low, high),
+    numbers or tensors, or None. All data are held in float64.
+
+    Raises:
+        RegionError: negative or non-finite eps, unsupported p, a centre outside the domain, shapes that do not fit.
+    """
+
+    center: Tensor
+    eps: Tensor | float
+    p: float = math.inf
+    domain: tuple[Tensor | float, Tensor | float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.p not in (1.0, 2.0, math.inf):
+            raise RegionError(f"norm {self.p} is not supported: use 1, 2 or inf")
+        center = self.center.to(_EXACT)
+        eps = _per_set(self.eps, center)
+        if not torch.isfinite(center).all():
+            raise RegionError("the centre of a ball must be finite")
+        if not (torch.isfinite(eps).all() and bool((eps >= 0).all())):
+            raise RegionError(f"eps must be finite and not negative, got a minimum of {eps.min().item()}")
+        object.__setattr__(self, "center", center)
+        object.__setattr__(self, "eps", eps)
+        if self.domain is not None:
+            low, high = (_per_set(side, center) for side in self.domain)
+            if bool((center < low).any()) or bool((center > high).any()):
+                raise RegionError("the centre of a ball must lie in its domain; clip it first or drop the domain")
+            object.__setattr__(self, "domain", (low, high))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.center.shape[1:])
+
+    @property
+    def batch(self) -> int:
+        return self.center.shape[0]
+
+    @property
+    def _eps(self) -> Tensor:
+        return torch.as_tensor(self.eps)
+
+    def box(self) -> Interval:
+        fixed = self._eps == 0
+        lower = torch.where(fixed, self.center, rounding.below(self.center - self._eps))
+        upper = torch.where(fixed, self.center, rounding.above(self.center + self._eps))
+        if self.domain is None:
+            return Interval(lower, upper)
+        low, high = (torch.as_tensor(side) for side in self.domain)
+        return Interval(torch.maximum(lower, low), torch.minimum(upper, high))
+
+    def minimise(self, A: Tensor) -> Tensor:
+        if self.p == math.inf:
+            box = self.box()
+            return Box(box.lower, box.upper).minimise(A)
+        wide = A.to(_EXACT).flatten(2)
+        center = self.center.flatten(1)
+        terms = wide.shape[-1] + 12
+        (value,) = _matvec(wide, center)
+        (total,) = _matvec(wide.abs(), center.abs())
+        drop, size = self._largest_decrease(wide)
+        error = rounding.gamma(terms, _EXACT) * (total + size) + rounding.underflow(terms, _EXACT)
+        return rounding.below(value - drop, 2 * error)
+
+    def _largest_decrease(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """max over t of <q, t> with q = |A| eps, sum t^p <= 1 and 0 <= t <= reach, from above by Lagrange duality.
+
+        For every multiplier mu >= 0 the dual mu + sum_i max_{0 <= t <= reach_i} (q_i t - mu t^p) is an upper bound, so the multiplier may be
+        found in any arithmetic. Returns the bound and the sum of the absolute values of its terms, for the error allowance.
+        """
+        q = A.abs() * self._eps.flatten(1).unsqueeze(1)
+        reach = self._reach(A)
+        if self.p == 1.0:
+            mu = _knapsack_multiplier(q, reach)
+            gains = torch.where(q > mu, (q - mu) * reach, 0.0)
+            sizes = torch.where(q > mu, (q + mu) * reach, 0.0)
+        else:
+            mu = _quadratic_multiplier(q, reach)
+            free = q <= 2 * mu * reach
+            peak = torch.where(q > 0, q * q / (4 * mu), 0.0)
+            edge = torch.where(free, 0.0, reach)
+            gains = torch.where(free, peak, q * edge - mu * edge * edge)
+            sizes = torch.where(free, peak, q * edge + mu * edge * edge)
+        mu = mu.squeeze(-1)
+        return mu + gains.sum(-1), mu + sizes.sum(-1)
+
+    def _reach(self, A: Tensor) -> Tensor:
+        """How far each feature may move, in units of eps, against the sign of A; rounded upward, infinite without a domain."""
+        if self.domain is None:
+            return torch.full_like(A, math.inf)
+        low, high = (torch.as_tensor(side).flatten(1) for side in self.domain)
+        center, eps = self.center.flatten(1), self._eps.flatten(1)
+        moving = eps > 0
+        safe = torch.where(moving, eps, 1.0)
+        down = torch.where(moving, rounding.above(rounding.above(center - low) / safe), 0.0)
+        up = torch.where(moving, rounding.above(rounding.above(high - center) / safe), 0.0)
+        return torch.where(A > 0, down.unsqueeze(1), up.unsqueeze(1))
+
+    def project(self, x: Tensor) -> Tensor:
+        box = self.box()
+        clamped = Box(box.lower, box.upper).project(x)
+        if self.p == math.inf:
+            return clamped
+        center, eps = self.center.unsqueeze(1), self._eps.unsqueeze(1)
+        moving = eps > 0
+        steps = torch.where(moving, (clamped.to(_EXACT) - center) / torch.where(moving, eps, 1.0), 0.0)
+        if self.p == 1.0:
+            steps = _project_l1(steps)
+        norm = torch.linalg.vector_norm(steps.flatten(2), ord=self.p, dim=-1)
+        # Shrinking towards the centre stays in the domain; the margin absorbs the conversion to the type of x.
+        margin = 1 - 4 * torch.finfo(x.dtype).eps * math.sqrt(max(1, steps[0, 0].numel()))
+        shrink = torch.where(norm > margin, margin / norm.clamp_min(1e-300), 1.0)
+        shrink = shrink.reshape(*shrink.shape, *([1] * len(self.shape)))
+        return Box(box.lower, box.upper).project((center + steps * shrink * eps).to(x.dtype))
+
+    def contains(self, x: Tensor) -> Tensor:
+        box = self.box()
+        inside = Box(box.lower, box.upper).contains(x)
+        center, eps = self.center.unsqueeze(1), self._eps.unsqueeze(1)
+        distance = rounding.above((x.to(_EXACT) - center).abs())
+        distance = torch.where(x.to(_EXACT) == center, 0.0, distance)
+        if self.p == math.inf:
+            return inside & (distance <= eps).flatten(2).all(-1)
+        moving = eps > 0
+        steps = torch.where(moving, distance / torch.where(moving, eps, 1.0), torch.where(distance > 0, math.inf, 0.0))
+        norm = torch.linalg.vector_norm(steps.flatten(2), ord=self.p, dim=-1)
+        return inside & (norm * (1 + rounding.gamma(steps[0, 0].numel() + 8, _EXACT)) <= 1)
+
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        box = self.box()
+        if self.p == math.inf:
+            return Box(box.lower, box.upper).sample(count, generator)
+        directions = torch.randn(self.batch, count, *self.shape, dtype=_EXACT, generator=generator).to(self.center.device)
+        norms = torch.linalg.vector_norm(directions.flatten(2), ord=self.p, dim=-1)
+        radii = torch.rand(self.batch, count, dtype=_EXACT, generator=generator).to(self.center.device)
+        scale = (radii / norms.clamp_min(1e-300)).reshape(self.batch, count, *([1] * len(self.shape)))
+        return self.project(self.center.unsqueeze(1) + directions * scale * self._eps.unsqueeze(1))
+
+    def select(self, indices: Tensor | slice) -> LpBall:
+        domain = None if self.domain is None else tuple(torch.as_tensor(side)[indices] for side in self.domain)
+        return LpBall(self.center[indices], self._eps[indices], self.p, domain)  # type: ignore[arg-type]
+
+    def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Region:
+        if self.p == math.inf:
+            box = self.box()
+            return Box(box.lower, box.upper).to(dtype, device)
+        domain = None if self.domain is None else tuple(torch.as_tensor(side).to(device) for side in self.domain)
+        return LpBall(self.center.to(device), self._eps.to(device), self.p, domain)  # type: ignore[arg-type]
+
+
+def _knapsack_multiplier(q: Tensor, reach: Tensor) -> Tensor:
+    """The price of the budget in max <q, t>, sum t <= 1, 0 <= t <= reach: the gain of the feature at which the budget runs out."""
+    ordered, order = q.sort(dim=-1, descending=True)
+    spent = reach.gather(-1, order).cumsum(-1)
+    exhausted = spent >= 1
+    first = exhausted.to(torch.uint8).argmax(-1, keepdim=True)
+    mu = ordered.gather(-1, first)
+    mu = torch.where(exhausted.any(-1, keepdim=True), mu, 0.0)
+    unlimited = torch.where(torch.isinf(reach), q, 0.0).amax(-1, keepdim=True)
+    return torch.maximum(mu, unlimited)
+
+
+def _quadratic_multiplier(q: Tensor, reach: Tensor) -> Tensor:
+    """The multiplier mu of max <q, t>, sum t^2 <= 1, 0 <= t <= reach, where t = min(q / (2 mu), reach).
+
+    Features reach their limit in the order of q / reach; with the first k of them at their limits 4 mu^2 = sum of the other q^2 over
+    (1 - sum of the limits^2), and k is the first at which one more would overspend.
+    """
+    ratio = torch.where(reach > 0, q / reach, math.inf)
+    ratio, order = ratio.sort(dim=-1, descending=True)
+    limits = reach.gather(-1, order).square()
+    squares = q.gather(-1, order).square()
+    limits_before = torch.cat([torch.zeros_like(limits[..., :1]), limits.cumsum(-1)[..., :-1]], dim=-1)
+    squares_from = squares.flip(-1).cumsum(-1).flip(-1)
+    spent = limits_before + torch.where(ratio > 0, squares_from / ratio.square(), math.inf)
+    over = spent >= 1
+    first = over.to(torch.uint8).argmax(-1, keepdim=True)
+    room = (1 - limits_before.gather(-1, first)).clamp_min(1e-300)
+    mu = (squares_from.gather(-1, first) / room).sqrt() / 2
+    everything = limits.sum(-1, keepdim=True) <= 1
+    mu = torch.where(everything, 0.0, mu)
+    # Unlimited features need a positive multiplier unless nothing pulls on them.
+    return torch.where((q.amax(-1, keepdim=True) > 0) & torch.isinf(reach).any(-1, keepdim=True), mu.clamp_min(1e-300), mu)
+
+
+def _project_l1(steps: Tensor) -> Tensor:
+    """Euclidean projection of each (B, S) point onto the unit l1 ball by soft thresholding."""
+    flat = steps.flatten(2)
+    ordered = flat.abs().sort(dim=-1, descending=True).values
+    excess = ordered.cumsum(-1) - 1
+    counts = torch.arange(1, flat.shape[-1] + 1, dtype=flat.dtype, device=flat.device)
+    active = (ordered * counts > excess).to(flat.dtype).sum(-1, keepdim=True).clamp_min(1)
+    threshold = (excess.gather(-1, active.long() - 1) / active).clamp_min(0)
+    outside = flat.abs().sum(-1, keepdim=True) > 1
+    shrunk = flat.sign() * (flat.abs() - threshold).clamp_min(0)
+    return torch.where(outside, shrunk, flat).reshape(steps.shape)

@@ -1,0 +1,70 @@
+"""The one place that reasons about floating-point error.
+
+Notation: u is the unit roundoff of a type (2^-24, 2^-53) and gamma(n) = n u / (1 - n u). Whatever the order of summation and with
+or without FMA, |fl(sum_{i<=n} a_i b_i) - sum a_i b_i| <= gamma(n) sum |a_i||b_i| + n eta, where eta covers underflow.
+Every allowance returned here is inflated by `SAFETY`, which pays for computing the allowances themselves in floating point.
+
+Reference: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edition, sections 3.1 and 3.5.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from bounds.errors import NumericsError
+
+SAFETY = 1.05
+"""Allowances are sums of non-negative terms computed in the working type; their relative error is far below 5 %."""
+
+_INF = math.inf
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """u, half the distance from 1 to the next number: 2^-24 for float32, 2^-53 for float64."""
+    return torch.finfo(dtype).eps / 2
+
+
+def smallest_normal(dtype: torch.dtype) -> float:
+    """eta, an upper bound on the absolute error of one product or sum that underflows (flush-to-zero included)."""
+    return torch.finfo(dtype).smallest_normal
+
+
+def gamma(terms: int, dtype: torch.dtype) -> float:
+    """SAFETY * gamma(terms): relative error allowance of a sum of `terms` products in `dtype`.
+
+    Raises:
+        NumericsError: so many terms that the error bound is meaningless (terms * u >= 0.01).
+    """
+    nu = terms * unit_roundoff(dtype)
+    if nu >= 0.01:
+        raise NumericsError(f"a sum of {terms} products cannot be bounded in {dtype}; use float64")
+    return SAFETY * nu / (1.0 - nu)
+
+
+def underflow(terms: int, dtype: torch.dtype) -> float:
+    """Absolute allowance for underflow in a sum of `terms` products."""
+    return SAFETY * terms * smallest_normal(dtype)
+
+
+def below(value: Tensor, error: Tensor | float = 0.0) -> Tensor:
+    """A number <= value - error for the exact difference."""
+    return torch.nextafter(value - error, value.new_tensor(-_INF))
+
+
+def above(value: Tensor, error: Tensor | float = 0.0) -> Tensor:
+    """A number >= value + error for the exact sum."""
+    return torch.nextafter(value + error, value.new_tensor(_INF))
+
+
+def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values converted to `dtype`, never upward."""
+    converted = value.to(dtype)
+    return torch.where(converted.to(value.dtype) > value, torch.nextafter(converted, converted.new_tensor(-_INF)), converted)
+
+
+def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values converted to `dtype`, never downward."""
+    return -round_down(-value, dtype)
