@@ -1,0 +1,263 @@
+"""Piecewise-linear activations.
+
+An element-wise one writes only its data (`pieces`): knots, slopes and intercepts. Forward, interval, relaxation and the exact MILP encoding
+derive from them. The maximum over an axis (`MaxReduce`) is the one that is not element-wise.
+
+Numerics: planes are computed in float64 whatever the working type. A slope is chosen, rounded to the working type and from then on fixed;
+for a piecewise-linear function the best intercept for a fixed slope is attained at an end or a knot, for *any* slope, so rounding the
+slope never costs validity.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.errors import NumericsError
+from bounds.interval import Interval
+from bounds.linear import Relaxation
+from bounds.ops.base import Activation, Slopes
+
+Values = list[float | Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Piecewise(Activation):
+    """Element-wise, continuous and piecewise linear: act(x) = slopes[i] x + intercepts[i] for knots[i-1] <= x <= knots[i]."""
+
+    exact_in_milp = True
+
+    @abstractmethod
+    def pieces(self) -> tuple[Values, Values, Values]:
+        """m ascending knots, m + 1 slopes and m + 1 intercepts: numbers, or tensors broadcastable to the node's shape.
+
+        A knot may be infinite: the piece beyond it is never used.
+        """
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        (x,) = xs
+        knots, slopes, intercepts = self.pieces()
+        y = slopes[0] * x + intercepts[0]
+        for knot, slope, intercept in zip(knots, slopes[1:], intercepts[1:], strict=True):
+            y = torch.where(x > knot, slope * x + intercept, y)
+        return y
+
+    def interval(self, *xs: Interval) -> Interval:
+        """Exact up to one outward rounding, monotone or not: the extremes are attained at an end or a knot."""
+        (x,) = xs
+        lower, upper = _finite_ends(x, self)
+        low, high = _Curve(self, lower, upper).range_minus(torch.zeros_like(lower))
+        return Interval(rounding.round_down(low, x.lower.dtype), rounding.round_up(high, x.lower.dtype))
+
+    def unstable(self, x: Interval) -> Tensor:
+        """Where a knot at which the slope changes lies strictly inside the interval."""
+        knots, slopes, _ = self.pieces()
+        mask = torch.zeros_like(x.lower, dtype=torch.bool)
+        for knot, (left, right) in zip(knots, pairwise(slopes), strict=True):
+            mask |= (x.lower < knot) & (x.upper > knot) & (torch.as_tensor(left != right, device=mask.device))
+        return mask
+
+    def relax(self, x: Interval, slopes: Slopes = "adaptive") -> Relaxation:
+        """Planes that enclose the activation on [lower, upper]; bounds that crossed by rounding are read as [upper, lower].
+
+        A bound inside one piece gets that piece, exactly. Raises NumericsError where a bound is NaN or infinite.
+        Property: sound; with "adaptive" the tightest over the midpoint, with "parallel" the smallest gap for the secant's slope.
+        """
+        dtype = x.lower.dtype
+        curve = _Curve(self, *_finite_ends(x, self))
+        if slopes == "parallel":
+            lower_slope = upper_slope = curve.secant().to(dtype)
+        else:
+            lower_slope, upper_slope = (s.to(dtype) for s in curve.hull_slopes())
+        low, high = curve.range_minus(lower_slope.double())[0], curve.range_minus(upper_slope.double())[1]
+        return Relaxation(lower_slope, rounding.round_down(low, dtype), upper_slope, rounding.round_up(high, dtype))
+
+    def float_error(self, x: Interval) -> Tensor:
+        """One rounding of slope * x unless the slope is 0 or +-1, and one of the addition unless a term is zero."""
+        magnitude, error = x.magnitude.double(), torch.zeros_like(x.lower, dtype=torch.float64)
+        _, slopes, intercepts = (_doubles(values, x.lower) for values in self.pieces())
+        for slope, intercept in zip(slopes, intercepts, strict=True):
+            product = slope.abs() * magnitude
+            multiplies, adds = (slope != 0) & (slope.abs() != 1), (slope != 0) & (intercept != 0)
+            once = rounding.gamma(1, torch.float32) * product + rounding.underflow(1, torch.float32)
+            again = rounding.gamma(2, torch.float32) * (product + intercept.abs())
+            error = torch.maximum(error, torch.where(multiplies, once, 0.0) + torch.where(adds, again, 0.0))
+        return rounding.round_up(error, x.lower.dtype)
+
+
+class _Curve:
+    """A piecewise-linear function restricted to [lower, upper], in float64: its breakpoints and the piece right of each."""
+
+    def __init__(self, op: Piecewise, lower: Tensor, upper: Tensor) -> None:
+        knots, self.slopes, self.intercepts = (_doubles(values, lower) for values in op.pieces())
+        inner = [torch.minimum(torch.maximum(knot, lower), upper) for knot in knots]
+        self.points = [lower, *inner, upper]
+        # a clamped knot lies on the piece of the interval's end: pick that piece by comparing with the true knots
+        self.piece_slopes, self.piece_intercepts = [], []
+        for point in self.points:
+            slope, intercept = self.slopes[0].expand_as(point), self.intercepts[0].expand_as(point)
+            for knot, right, above in zip(knots, self.slopes[1:], self.intercepts[1:], strict=True):
+                slope, intercept = torch.where(point > knot, right, slope), torch.where(point > knot, above, intercept)
+            self.piece_slopes.append(slope)
+            self.piece_intercepts.append(intercept)
+        self.values = [s * p + c for s, p, c in zip(self.piece_slopes, self.points, self.piece_intercepts, strict=True)]
+
+    def range_minus(self, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Numbers <= min and >= max of act(x) - slope x over the interval, in real arithmetic.
+
+        At a breakpoint p on the piece (a, c) the value is (a - slope) p + c: exactly c when either factor is zero, and when c = 0 the
+        rounded product has the exact sign; otherwise three roundings and an underflow are allowed for.
+        """
+        low, high = torch.full_like(slope, math.inf), torch.full_like(slope, -math.inf)
+        for a, p, c in zip(self.piece_slopes, self.points, self.piece_intercepts, strict=True):
+            factor = a - slope
+            product = factor * p
+            value = product + c
+            error = rounding.gamma(4, torch.float64) * (product.abs() + c.abs()) + rounding.underflow(2, torch.float64)
+            error = torch.where((factor == 0) | (p == 0), 0.0, error)
+            least, most = value - error, value + error
+            sign = torch.sign(factor) * torch.sign(p)
+            least = torch.where((c == 0) & (sign >= 0), least.clamp(min=0.0), least)
+            most = torch.where((c == 0) & (sign <= 0), most.clamp(max=0.0), most)
+            low, high = torch.minimum(low, least), torch.maximum(high, most)
+        return low, high
+
+    def secant(self) -> Tensor:
+        """(act(upper) - act(lower)) / (upper - lower); the piece's own slope where the interval lies in one piece."""
+        return torch.where(self._single(), self._single_slope(), self._line(0, len(self.points) - 1))
+
+    def hull_slopes(self) -> tuple[Tensor, Tensor]:
+        """Slopes of the lines of the convex hull (below) and of the concave hull (above) over the interval's midpoint.
+
+        Among the lines through two breakpoints on either side of the midpoint these are the lowest and the highest there.
+        """
+        middle = self.points[0] / 2 + self.points[-1] / 2
+        single, own = self._single(), self._single_slope()
+        best_low, best_high = torch.full_like(middle, math.inf), torch.full_like(middle, -math.inf)
+        low, high = own, own
+        last = len(self.points) - 1
+        for i in range(last):
+            for j in range(i + 1, last + 1):
+                distinct = (self.points[i] < self.points[i + 1]) & (self.points[j - 1] < self.points[j])
+                valid = distinct & (self.points[i] <= middle) & (middle <= self.points[j])
+                slope = self._line(i, j)
+                at_middle = self.values[i] + slope * (middle - self.points[i])
+                lower, higher = valid & (at_middle < best_low), valid & (at_middle > best_high)
+                low, best_low = torch.where(lower, slope, low), torch.where(lower, at_middle, best_low)
+                high, best_high = torch.where(higher, slope, high), torch.where(higher, at_middle, best_high)
+        return torch.where(single, own, low), torch.where(single, own, high)
+
+    def _line(self, i: int, j: int) -> Tensor:
+        """Slope of the line through breakpoints i < j: the piece's own slope when they are neighbours, else clamped to the slopes' range."""
+        if j == i + 1:
+            return self.slopes[i].expand_as(self.points[0])
+        run = self.points[j] - self.points[i]
+        slope = torch.where(run > 0, (self.values[j] - self.values[i]) / run, self._single_slope())
+        bounds = torch.stack([s.expand_as(slope) for s in self.slopes])
+        return torch.minimum(torch.maximum(slope, bounds.amin(0)), bounds.amax(0))
+
+    def _single(self) -> Tensor:
+        """Where no breakpoint lies strictly inside the interval."""
+        lower, upper = self.points[0], self.points[-1]
+        inside = torch.zeros_like(lower, dtype=torch.bool)
+        for point in self.points[1:-1]:
+            inside |= (point > lower) & (point < upper)
+        return ~inside
+
+    def _single_slope(self) -> Tensor:
+        """The slope just right of the lower end."""
+        slope = self.slopes[-1].expand_as(self.points[0])
+        for point, left in zip(reversed(self.points[1:-1]), reversed(self.slopes[:-1]), strict=True):
+            slope = torch.where(point > self.points[0], left, slope)
+        return slope
+
+
+def _finite_ends(x: Interval, op: Activation) -> tuple[Tensor, Tensor]:
+    """The ends in float64, in order."""
+    lower, upper = x.lower.double(), x.upper.double()
+    if not bool((torch.isfinite(lower) & torch.isfinite(upper)).all()):
+        raise NumericsError(
+            f"{type(op).__name__} met a NaN or infinite bound on its input; bound it finitely, or use float64 if it overflowed"
+        )
+    return torch.minimum(lower, upper), torch.maximum(lower, upper)
+
+
+def _doubles(values: Values, like: Tensor) -> list[Tensor]:
+    return [torch.as_tensor(v, dtype=torch.float64, device=like.device) for v in values]
+
+
+@dataclass(frozen=True, eq=False)
+class Relu(Piecewise):
+    """max(x, 0)."""
+
+    def pieces(self) -> tuple[Values, Values, Values]:
+        return [0.0], [0.0, 1.0], [0.0, 0.0]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return torch.relu(xs[0])
+
+    def interval(self, *xs: Interval) -> Interval:
+        return Interval(xs[0].lower.clamp(min=0), xs[0].upper.clamp(min=0))
+
+
+@dataclass(frozen=True, eq=False)
+class LeakyRelu(Piecewise):
+    """max(x, 0) + slope min(x, 0)."""
+
+    slope: float = 0.01
+
+    def pieces(self) -> tuple[Values, Values, Values]:
+        return [0.0], [self.slope, 1.0], [0.0, 0.0]
+
+
+@dataclass(frozen=True, eq=False)
+class PRelu(Piecewise):
+    """max(x, 0) + slope min(x, 0) with a slope per element; slope broadcasts to the node's shape."""
+
+    slope: Tensor
+
+    def pieces(self) -> tuple[Values, Values, Values]:
+        return [0.0], [self.slope, 1.0], [0.0, 0.0]
+
+
+@dataclass(frozen=True, eq=False)
+class Abs(Piecewise):
+    """|x|."""
+
+    def pieces(self) -> tuple[Values, Values, Values]:
+        return [0.0], [-1.0, 1.0], [0.0, 0.0]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].abs()
+
+
+@dataclass(frozen=True, eq=False)
+class Clip(Piecewise):
+    """min(max(x, low), high); either end may be infinite, and low > high gives high everywhere, as ONNX says."""
+
+    low: float | Tensor = -math.inf
+    high: float | Tensor = math.inf
+
+    def pieces(self) -> tuple[Values, Values, Values]:
+        if not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor):
+            low, high = min(self.low, self.high), self.high
+            below = [(low, 0.0, low)] if math.isfinite(low) else []
+            above = [(high, 0.0, high)] if math.isfinite(high) else []
+            knots = [k for k, _, _ in below + above]
+            slopes = [s for _, s, _ in below] + [1.0] + [s for _, s, _ in above]
+            return list(knots), list(slopes), [c for _, _, c in below] + [0.0] + [c for _, _, c in above]
+        high_values = torch.as_tensor(self.high, dtype=torch.float64)
+        low_values = torch.minimum(torch.as_tensor(self.low, dtype=torch.float64, device=high_values.device), high_values)
+        finite = [torch.where(torch.isfinite(v), v, 0.0) for v in (low_values, high_values)]
+        return [low_values, high_values], [0.0, 1.0, 0.0], [finite[0], 0.0, finite[1]]
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        (x,) = xs
+        low, high = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (self.low, self.high))
+        return torch.minimum(torch.maximum(x, low), high)
