@@ -182,6 +182,10 @@ class Activation(Op):
         sides, the secant's, as Fast-Lin chooses.
         """
 
+    @abstractmethod
+    def float_error(self, x: Interval) -> Tensor:
+        """By how much a float32 execution of the op on inputs in `x` may differ from the real function; shape (N, *output_shape)."""
+
     def spread(self, A: Tensor) -> Tensor:
         """Coefficients on the output viewed as coefficients on the input, before slopes are applied. A: (..., *output_shape)."""
         return A
