@@ -5,6 +5,7 @@ A region is a batch of B sets. Bounds need one thing of it, the exact minimum of
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -37,12 +38,29 @@ class Region(ABC):
     def box(self) -> Interval:
         """The smallest box around each set, rounded outward; shape (B, *shape)."""
 
+    @property
     @abstractmethod
+    def origin(self) -> Tensor:
+        """A point of each set (its centre) in float64, (B, *shape)."""
+
+    @abstractmethod
+    def decrease(self, A: Tensor) -> Tensor:
+        """max over x in the region of <A_r, origin - x> for every row r. A: (B, R, *shape) -> (B, R), float64.
+
+        Property: sound, and exact up to rounding for every region, domain included. Numerics: rounded upward.
+        """
+
     def minimise(self, A: Tensor) -> Tensor:
         """min over x in the region of <A_r, x> for every row r. A: (B, R, *shape) -> (B, R), float64.
 
-        Property: sound, and exact up to rounding for every region, domain included. Numerics: rounded downward.
+        Property: sound, and exact up to rounding. Numerics: rounded downward.
         """
+        wide, center = A.to(_EXACT).flatten(2), self.origin.flatten(1)
+        (value,) = _matvec(wide, center)
+        (total,) = _matvec(wide.abs(), center.abs())
+        terms = wide.shape[-1] + 2
+        error = rounding.gamma(terms, _EXACT) * total + rounding.underflow(terms, _EXACT)
+        return rounding.below(rounding.below(value, error) - self.decrease(A))
 
     @abstractmethod
     def project(self, x: Tensor) -> Tensor:
@@ -114,19 +132,20 @@ class Box(Region):
     def box(self) -> Interval:
         return Interval(self.lower, self.upper)
 
-    def minimise(self, A: Tensor) -> Tensor:
-        # A c - |A| r with [c - r, c + r] around the box; gamma (|A|(|c| + r)) pays for both sums.
-        dtype = A.dtype
-        box = Interval(self.lower, self.upper).to(dtype)
-        center = ((box.lower + box.upper) / 2).flatten(1)
-        radius = torch.maximum(box.upper.flatten(1) - center, center - box.lower.flatten(1))
-        radius = torch.where(radius > 0, torch.nextafter(radius, radius.new_tensor(math.inf)), radius)
-        flat = A.flatten(2)
-        terms = flat.shape[-1] + 4
-        (value,) = _matvec(flat, center)
-        spread, total = _matvec(flat.abs(), radius, center.abs() + radius)
-        error = 2 * rounding.gamma(terms, dtype) * total.double() + rounding.underflow(terms, dtype)
-        return rounding.below(value.double() - spread.double(), error)
+    @functools.cached_property
+    def origin(self) -> Tensor:  # type: ignore[override]
+        return (self.lower.to(_EXACT) + self.upper.to(_EXACT)) / 2
+
+    @functools.cached_property
+    def _radius(self) -> Tensor:
+        """Half widths around `origin`, rounded upward, in the type of the bounds; exactly zero for a fixed feature."""
+        radius = torch.maximum(self.upper.to(_EXACT) - self.origin, self.origin - self.lower.to(_EXACT))
+        radius = torch.where(self.lower == self.upper, 0.0, rounding.above(radius))
+        return rounding.round_up(radius, self.lower.dtype)
+
+    def decrease(self, A: Tensor) -> Tensor:
+        radius = rounding.round_up(self._radius, A.dtype) if A.dtype != self.lower.dtype else self._radius
+        return rounding.dot_above(A.flatten(2).abs(), radius.flatten(1))
 
     def project(self, x: Tensor) -> Tensor:
         low, high = self.lower.unsqueeze(1), self.upper.unsqueeze(1)
@@ -191,6 +210,10 @@ class LpBall(Region):
         return self.center.shape[0]
 
     @property
+    def origin(self) -> Tensor:
+        return self.center
+
+    @property
     def _eps(self) -> Tensor:
         return torch.as_tensor(self.eps)
 
@@ -203,18 +226,16 @@ class LpBall(Region):
         low, high = (torch.as_tensor(side) for side in self.domain)
         return Interval(torch.maximum(lower, low), torch.minimum(upper, high))
 
-    def minimise(self, A: Tensor) -> Tensor:
+    def decrease(self, A: Tensor) -> Tensor:
         if self.p == math.inf:
             box = self.box()
-            return Box(box.lower, box.upper).minimise(A)
-        wide = A.to(_EXACT).flatten(2)
-        center = self.center.flatten(1)
-        terms = wide.shape[-1] + 12
-        (value,) = _matvec(wide, center)
-        (total,) = _matvec(wide.abs(), center.abs())
-        drop, size = self._largest_decrease(wide)
-        error = rounding.gamma(terms, _EXACT) * (total + size) + rounding.underflow(terms, _EXACT)
-        return rounding.below(value - drop, 2 * error)
+            shifted = Interval(rounding.below(box.lower - self.center), rounding.above(box.upper - self.center))
+            wide = A.to(_EXACT).flatten(2)
+            down, up = -shifted.lower.flatten(1), shifted.upper.flatten(1)
+            return rounding.dot_above(wide.clamp(min=0), down) + rounding.dot_above(-wide.clamp(max=0), up)
+        drop, size = self._largest_decrease(A.to(_EXACT).flatten(2))
+        terms = math.prod(self.shape) + 12
+        return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT))
 
     def _largest_decrease(self, A: Tensor) -> tuple[Tensor, Tensor]:
         """max over t of <q, t> with q = |A| eps, sum t^p <= 1 and 0 <= t <= reach, from above by Lagrange duality.
@@ -333,8 +354,8 @@ def _quadratic_multiplier(q: Tensor, reach: Tensor) -> Tensor:
     mu = (squares_from.gather(-1, first) / room).sqrt() / 2
     everything = limits.sum(-1, keepdim=True) <= 1
     mu = torch.where(everything, 0.0, mu)
-    # Unlimited features need a positive multiplier unless nothing pulls on them.
-    return torch.where((q.amax(-1, keepdim=True) > 0) & torch.isinf(reach).any(-1, keepdim=True), mu.clamp_min(1e-300), mu)
+    # Unlimited features need a positive multiplier: any is valid.
+    return torch.where(torch.isinf(reach).any(-1, keepdim=True), mu.clamp_min(1e-300), mu)
 
 
 def _project_l1(steps: Tensor) -> Tensor:

@@ -68,3 +68,32 @@ def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
 def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The values converted to `dtype`, never downward."""
     return -round_down(-value, dtype)
+
+
+_SEGMENT = 256
+"""Columns summed in the working type before the sum goes on in float64: gamma of a segment, not of the whole row, is paid."""
+
+
+def dot(A: Tensor, v: Tensor) -> tuple[Tensor, float]:
+    """<A_r, v> in float64 and a relative error g: the exact value lies within g <|A_r|, |v|> + underflow of the result.
+
+    A: (B, R, n), v: (B, n), of one floating type -> (B, R). Zeros in v cost nothing, so only its non-zeros count as terms.
+    """
+    total = A.new_zeros(A.shape[:2], dtype=torch.float64)
+    columns = v.shape[-1]
+    width = columns if v.dtype == torch.float64 else _SEGMENT
+    most = 0
+    for start in range(0, columns, max(width, 1)):
+        piece = v[:, start : start + width]
+        terms = int((piece != 0).sum(-1).max())
+        if terms == 0:
+            continue
+        most = max(most, terms)
+        total += torch.bmm(A[:, :, start : start + width], piece.unsqueeze(-1)).squeeze(-1)
+    return total, gamma(most + 1, v.dtype) + gamma(columns // max(width, 1) + 2, torch.float64)
+
+
+def dot_above(A: Tensor, v: Tensor) -> Tensor:
+    """An upper bound in float64 of <A_r, v> for non-negative A and v. A: (B, R, n), v: (B, n) -> (B, R)."""
+    total, relative = dot(A, v)
+    return above(total, relative * total + underflow(v.shape[-1] + 2, v.dtype))
