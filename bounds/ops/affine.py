@@ -6,6 +6,7 @@ scale) is computed in the working type and its roundings are counted in `terms`.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -193,3 +194,216 @@ _CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_trans
 def _taps(kernel: Shape, strides: Sizes, dilations: Sizes) -> int:
     """The most kernel taps through which one input of a convolution reaches its outputs."""
     return math.prod(math.ceil(k * math.gcd(s, d) / s) for k, s, d in zip(kernel, strides, dilations, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Scale(Affine):
+    """y = s x element-wise. factor: broadcast against x, rank at most that of x; the result may be larger than x."""
+
+    factor: Tensor
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        return xs[0] * (self.factor.abs() if absolute else self.factor)
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return (sum_to(A * (self.factor.abs() if absolute else self.factor), shapes[0]),)
+
+    def terms(self, *shapes: Shape) -> int:
+        return 1
+
+    def adjoint_terms(self, *shapes: Shape) -> int:
+        return 1 + broadcast_copies(self.factor.shape, shapes[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Divide(Affine):
+    """y = x / d element-wise, one rounding, the quotient never replaced by a product. divisor: broadcast like `Scale.factor`, not 0."""
+
+    divisor: Tensor
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        return xs[0] / (self.divisor.abs() if absolute else self.divisor)
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return (sum_to(A / (self.divisor.abs() if absolute else self.divisor), shapes[0]),)
+
+    def terms(self, *shapes: Shape) -> int:
+        return 1
+
+    def adjoint_terms(self, *shapes: Shape) -> int:
+        return 1 + broadcast_copies(self.divisor.shape, shapes[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Shift(Affine):
+    """y = x + f t element-wise. offset t: broadcast against x, rank at most that of x; factor f: a scalar tensor, or None for 1."""
+
+    offset: Tensor
+    factor: Tensor | None = None
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        x = xs[0]
+        return x.expand(x.shape[0], *torch.broadcast_shapes(x.shape[1:], self.offset.shape))
+
+    def bias(self) -> Tensor:
+        return self.offset if self.factor is None else self.offset * self.factor
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return (sum_to(A, shapes[0]),)
+
+    def terms(self, *shapes: Shape) -> int:
+        return 1 if self.factor is None else 2
+
+    def adjoint_terms(self, *shapes: Shape) -> int:
+        return broadcast_copies(self.offset.shape, shapes[0]) + (self.factor is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class AddBranches(Affine):
+    """y = x_1 + ... + x_n with broadcasting; all inputs have the same rank."""
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        return functools.reduce(torch.add, xs)
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return tuple(sum_to(A, shape) for shape in shapes)
+
+
+@dataclass(frozen=True, eq=False)
+class SubBranches(Affine):
+    """y = x_1 - x_2 with broadcasting; both inputs have the same rank."""
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        return xs[0] + xs[1] if absolute else xs[0] - xs[1]
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return sum_to(A, shapes[0]), sum_to(A if absolute else -A, shapes[1])
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNormalization(Affine):
+    """y = s (x - mean) + beta with s = gamma / sqrt(variance + epsilon) per channel. x: (1, channels, *spatial); parameters: (channels,).
+
+    The four parameters stay as stored: s and the bias beta - s mean are computed in the working type, with 4 and 2 roundings.
+    """
+
+    gamma: Tensor
+    beta: Tensor
+    mean: Tensor
+    variance: Tensor
+    epsilon: float
+    spatial: int
+
+    @cached_property
+    def scale(self) -> Tensor:
+        """s, shaped (channels, 1, ..., 1)."""
+        return self._per_channel(self.gamma / torch.sqrt(self.variance + self.epsilon))
+
+    @cached_property
+    def shift(self) -> Tensor:
+        """beta - s mean, shaped (channels, 1, ..., 1)."""
+        return self._per_channel(self.beta) - self.scale * self._per_channel(self.mean)
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        return xs[0] * (self.scale.abs() if absolute else self.scale)
+
+    def bias(self) -> Tensor:
+        return self.shift
+
+    def bias_magnitude(self) -> Tensor:
+        """|s| |mean| + |beta|: the original runtime may subtract the mean from x first, and so do the roundings of the bias."""
+        return self.scale.abs() * self._per_channel(self.mean).abs() + self._per_channel(self.beta).abs()
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return (self.linear(A, absolute=absolute),)
+
+    def terms(self, *shapes: Shape) -> int:
+        return 8
+
+    def adjoint_terms(self, *shapes: Shape) -> int:
+        return 7
+
+    def _per_channel(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, *(1,) * self.spatial)
+
+
+@dataclass(frozen=True, eq=False)
+class AveragePool(Affine):
+    """Sum over a window divided by a count. x: (1, channels, *spatial), 1 to 3 spatial axes.
+
+    pads: one (begin, end) per spatial axis, the end long enough for the last window; counts: the divisors, shape (*output spatial).
+    """
+
+    kernel: Sizes
+    strides: Sizes
+    pads: tuple[tuple[int, int], ...]
+    counts: Tensor
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        x = F.pad(xs[0].flatten(0, 1), [p for pair in reversed(self.pads) for p in pair])
+        return self._window_sum(x).unflatten(0, xs[0].shape[:2]) / self.counts
+
+    def terms(self, *shapes: Shape) -> int:
+        return product(self.kernel) + 1
+
+    def adjoint_terms(self, *shapes: Shape) -> int:
+        return _taps(self.kernel, self.strides, (1,) * len(self.kernel)) + 1
+
+    def _window_sum(self, x: Tensor) -> Tensor:
+        if len(self.kernel) == 1:
+            return F.avg_pool2d(x.unsqueeze(-2), (1, *self.kernel), (1, *self.strides), divisor_override=1).squeeze(-2)
+        pool = F.avg_pool2d if len(self.kernel) == 2 else F.avg_pool3d
+        return pool(x, self.kernel, self.strides, divisor_override=1)
+
+
+@dataclass(frozen=True, eq=False)
+class ReduceSum(Affine):
+    """y = sum of x over `axes` (of the node's shape, not negative)."""
+
+    axes: tuple[int, ...]
+    keepdims: bool
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        return xs[0].sum(dim=[axis + 1 for axis in self.axes], keepdim=self.keepdims)
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return (_spread_over(A, shapes[0], self.axes),)
+
+
+@dataclass(frozen=True, eq=False)
+class ReduceMean(Affine):
+    """y = mean of x over `axes` (of the node's shape, not negative): the sum divided by the count, so one more rounding."""
+
+    axes: tuple[int, ...]
+    keepdims: bool
+
+    def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
+        total = xs[0].sum(dim=[axis + 1 for axis in self.axes], keepdim=self.keepdims)
+        return total / product([xs[0].shape[axis + 1] for axis in self.axes])
+
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        return (_spread_over(A / product([shapes[0][axis] for axis in self.axes]), shapes[0], self.axes),)
+
+    def terms(self, *shapes: Shape) -> int:
+        return product([shapes[0][axis] for axis in self.axes]) + 1
+
+    def adjoint_terms(self, *shapes: Shape) -> int:
+        return 1
+
+
+def sum_to(A: Tensor, shape: Shape) -> Tensor:
+    """The adjoint of broadcasting: A (M, *large) summed to (M, *shape), the shapes aligned at the right."""
+    surplus = A.dim() - 1 - len(shape)
+    axes = [*range(1, surplus + 1), *(k + surplus + 1 for k, n in enumerate(shape) if n == 1 and A.shape[k + surplus + 1] != 1)]
+    return A.sum(dim=axes).reshape(A.shape[0], *shape) if axes else A
+
+
+def broadcast_copies(constant: Shape, shape: Shape) -> int:
+    """How many outputs one element of `shape` reaches when it is broadcast against `constant`; 0 when each reaches one."""
+    copies = product(torch.broadcast_shapes(constant, shape)) // product(shape)
+    return copies if copies > 1 else 0
+
+
+def _spread_over(A: Tensor, shape: Shape, axes: tuple[int, ...]) -> Tensor:
+    kept = [1 if axis in axes else n for axis, n in enumerate(shape)]
+    return A.reshape(A.shape[0], *kept).expand(A.shape[0], *shape)

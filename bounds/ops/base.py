@@ -82,6 +82,11 @@ class Affine(Op):
         """b, broadcastable to (N, *output_shape), or None for zero."""
         return None
 
+    def bias_magnitude(self) -> Tensor | None:
+        """|b|, or more where the bias is itself computed from larger numbers; None for zero."""
+        bias = self.bias()
+        return None if bias is None else bias.abs()
+
     def fan_in(self, *shapes: Shape) -> int:
         """`terms`, computed once per set of shapes."""
         return self._counted("terms", shapes)
@@ -114,8 +119,8 @@ class Affine(Op):
     def magnitude(self, *mags: Tensor) -> Tensor:
         """|W| mag + |b|, an upper bound (up to rounding) on the sum of the absolute values of the terms of one output."""
         total = self.linear(*mags, absolute=True)
-        bias = self.bias()
-        return total if bias is None else total + bias.abs()
+        bias = self.bias_magnitude()
+        return total if bias is None else total + bias
 
     def forward(self, *xs: Tensor) -> Tensor:
         total = self.linear(*xs)
@@ -138,18 +143,17 @@ class Affine(Op):
         """
         shapes = [tuple(x.shape[1:]) for x in xs]
         terms = self.fan_in(*shapes)
-        if terms == 0 and self.bias() is None and _is_monotone(self):
-            v = self.linear(*(x.magnitude for x in xs))
-            return Interval(self.linear(*(x.lower for x in xs)), self.linear(*(x.upper for x in xs))), v
+        if terms == 0 and _is_monotone(self):
+            v = self.magnitude(*(x.magnitude for x in xs))
+            return Interval(self.forward(*(x.lower for x in xs)), self.forward(*(x.upper for x in xs))), v
         dtype = xs[0].lower.dtype
         centers = [(x.lower + x.upper) / 2 for x in xs]
         radii = [torch.nextafter(torch.maximum(x.upper - c, c - x.lower), c.new_tensor(math.inf)) for x, c in zip(xs, centers, strict=True)]
         stacked = [torch.cat([r, x.magnitude]) for r, x in zip(radii, xs, strict=True)]
         radius, v = self.linear(*stacked, absolute=True).chunk(2)
-        bias = self.bias()
-        v = v if bias is None else v + bias.abs()
-        center = self.linear(*centers)
-        center = center if bias is None else center + bias
+        bias_magnitude = self.bias_magnitude()
+        v = v if bias_magnitude is None else v + bias_magnitude
+        center = self.forward(*centers)
         error = radius + 2 * rounding.gamma(terms + 6, dtype) * v + rounding.underflow(terms + 6, dtype)
         return Interval(rounding.below(center, error), rounding.above(center, error)), v
 
@@ -160,7 +164,10 @@ def _is_monotone(op: Affine) -> bool:
 
 
 class MovesData(Affine):
-    """Affine ops whose coefficients are all 0 or 1 and whose outputs are single inputs (or zero): reshapes, gathers, pads with zero."""
+    """Affine ops whose coefficients are all 0 or 1 and whose outputs are single inputs or constants: reshapes, gathers, pads.
+
+    A bias may only be non-zero where `linear` is zero for every input, so that bounds map to bounds without rounding.
+    """
 
     moves_data = True
 
