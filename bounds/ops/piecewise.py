@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,12 +20,12 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
-from bounds.errors import NumericsError
+from bounds.errors import NumericsError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import Relaxation
 from bounds.ops.base import Activation, Slopes
 
-Values = list[float | Tensor]
+Values = Sequence[float | Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,7 @@ class Piecewise(Activation):
     def interval(self, *xs: Interval) -> Interval:
         """Exact up to one outward rounding, monotone or not: the extremes are attained at an end or a knot."""
         (x,) = xs
-        lower, upper = _finite_ends(x, self)
+        lower, upper = finite_ends(x, self)
         low, high = _Curve(self, lower, upper).range_minus(torch.zeros_like(lower))
         return Interval(rounding.round_down(low, x.lower.dtype), rounding.round_up(high, x.lower.dtype))
 
@@ -70,7 +71,7 @@ class Piecewise(Activation):
         Property: sound; with "adaptive" the tightest over the midpoint, with "parallel" the smallest gap for the secant's slope.
         """
         dtype = x.lower.dtype
-        curve = _Curve(self, *_finite_ends(x, self))
+        curve = _Curve(self, *finite_ends(x, self))
         if slopes == "parallel":
             lower_slope = upper_slope = curve.secant().to(dtype)
         else:
@@ -92,40 +93,32 @@ class Piecewise(Activation):
 
 
 class _Curve:
-    """A piecewise-linear function restricted to [lower, upper], in float64: its breakpoints and the piece right of each."""
+    """A piecewise-linear function restricted to [lower, upper], in float64: its breakpoints and the pieces they lie on."""
 
     def __init__(self, op: Piecewise, lower: Tensor, upper: Tensor) -> None:
-        knots, self.slopes, self.intercepts = (_doubles(values, lower) for values in op.pieces())
-        inner = [torch.minimum(torch.maximum(knot, lower), upper) for knot in knots]
-        self.points = [lower, *inner, upper]
-        # a clamped knot lies on the piece of the interval's end: pick that piece by comparing with the true knots
-        self.piece_slopes, self.piece_intercepts = [], []
-        for point in self.points:
-            slope, intercept = self.slopes[0].expand_as(point), self.intercepts[0].expand_as(point)
-            for knot, right, above in zip(knots, self.slopes[1:], self.intercepts[1:], strict=True):
-                slope, intercept = torch.where(point > knot, right, slope), torch.where(point > knot, above, intercept)
-            self.piece_slopes.append(slope)
-            self.piece_intercepts.append(intercept)
-        self.values = [s * p + c for s, p, c in zip(self.piece_slopes, self.points, self.piece_intercepts, strict=True)]
+        self.knots, self.slopes, self.intercepts = (_doubles(values, lower) for values in op.pieces())
+        self.points = [lower, *(torch.minimum(torch.maximum(knot, lower), upper) for knot in self.knots), upper]
+        # a knot outside the interval is clamped to an end, which lies on another piece: hence the lookup by position
+        self.left = [self._piece(point, torch.gt) for point in self.points]
+        self.right = [self._piece(point, torch.ge) for point in self.points]
+        self.values = [slope * point + intercept for point, (slope, intercept) in zip(self.points, self.left, strict=True)]
+
+    def _piece(self, point: Tensor, beyond: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Slope and intercept of the piece that holds `point`; on a knot the left one with `gt`, the right one with `ge`."""
+        slope, intercept = self.slopes[0].expand_as(point), self.intercepts[0].expand_as(point)
+        for knot, next_slope, next_intercept in zip(self.knots, self.slopes[1:], self.intercepts[1:], strict=True):
+            mask = beyond(point, knot)
+            slope, intercept = torch.where(mask, next_slope, slope), torch.where(mask, next_intercept, intercept)
+        return slope, intercept
 
     def range_minus(self, slope: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers <= min and >= max of act(x) - slope x over the interval, in real arithmetic.
-
-        At a breakpoint p on the piece (a, c) the value is (a - slope) p + c: exactly c when either factor is zero, and when c = 0 the
-        rounded product has the exact sign; otherwise three roundings and an underflow are allowed for.
-        """
+        """Numbers <= min and >= max of act(x) - slope x over the interval, in real arithmetic; attained at the breakpoints."""
         low, high = torch.full_like(slope, math.inf), torch.full_like(slope, -math.inf)
-        for a, p, c in zip(self.piece_slopes, self.points, self.piece_intercepts, strict=True):
-            factor = a - slope
-            product = factor * p
-            value = product + c
-            error = rounding.gamma(4, torch.float64) * (product.abs() + c.abs()) + rounding.underflow(2, torch.float64)
-            error = torch.where((factor == 0) | (p == 0), 0.0, error)
-            least, most = value - error, value + error
-            sign = torch.sign(factor) * torch.sign(p)
-            least = torch.where((c == 0) & (sign >= 0), least.clamp(min=0.0), least)
-            most = torch.where((c == 0) & (sign <= 0), most.clamp(max=0.0), most)
-            low, high = torch.minimum(low, least), torch.maximum(high, most)
+        for point, left, right in zip(self.points, self.left, self.right, strict=True):
+            # on a knot both pieces give the same real number: the one computed more exactly wins
+            least, most = _enclose(*left, slope, point)
+            other_least, other_most = _enclose(*right, slope, point)
+            low, high = torch.minimum(low, torch.maximum(least, other_least)), torch.maximum(high, torch.minimum(most, other_most))
         return low, high
 
     def secant(self) -> Tensor:
@@ -154,7 +147,7 @@ class _Curve:
         return torch.where(single, own, low), torch.where(single, own, high)
 
     def _line(self, i: int, j: int) -> Tensor:
-        """Slope of the line through breakpoints i < j: the piece's own slope when they are neighbours, else clamped to the slopes' range."""
+        """Slope of the line through breakpoints i < j: the piece's own when they are neighbours, else kept in the slopes' range."""
         if j == i + 1:
             return self.slopes[i].expand_as(self.points[0])
         run = self.points[j] - self.points[i]
@@ -178,7 +171,23 @@ class _Curve:
         return slope
 
 
-def _finite_ends(x: Interval, op: Activation) -> tuple[Tensor, Tensor]:
+def _enclose(a: Tensor, c: Tensor, slope: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers <= and >= (a - slope) point + c in real arithmetic.
+
+    Exactly c when a factor is zero; when c = 0 the rounded product has the exact sign; else allows for three roundings and an underflow.
+    """
+    factor = a - slope
+    product = factor * point
+    value = product + c
+    error = rounding.gamma(4, torch.float64) * (product.abs() + c.abs()) + rounding.underflow(2, torch.float64)
+    error = torch.where((factor == 0) | (point == 0), 0.0, error)
+    sign = torch.where(c == 0, torch.sign(factor) * torch.sign(point), math.nan)
+    least = torch.where(sign >= 0, (value - error).clamp(min=0.0), value - error)
+    most = torch.where(sign <= 0, (value + error).clamp(max=0.0), value + error)
+    return least, most
+
+
+def finite_ends(x: Interval, op: Activation) -> tuple[Tensor, Tensor]:
     """The ends in float64, in order."""
     lower, upper = x.lower.double(), x.upper.double()
     if not bool((torch.isfinite(lower) & torch.isfinite(upper)).all()):
@@ -204,6 +213,30 @@ class Relu(Piecewise):
 
     def interval(self, *xs: Interval) -> Interval:
         return Interval(xs[0].lower.clamp(min=0), xs[0].upper.clamp(min=0))
+
+    def unstable(self, x: Interval) -> Tensor:
+        return (x.lower < 0) & (x.upper > 0)
+
+    def float_error(self, x: Interval) -> Tensor:
+        return torch.zeros_like(x.lower)
+
+    def relax(self, x: Interval, slopes: Slopes = "adaptive") -> Relaxation:
+        """What the base class computes, in a tenth of its passes over memory: this is the hot case of every engine.
+
+        Upper plane (both choices): s = u / (u - l), rounded; intercept max(-s l, (1 - s) u), rounded up. Lower plane: slope 1 if u > -l
+        else 0 (adaptive), or s (parallel); intercept 0.
+        """
+        dtype = x.lower.dtype
+        lower, upper = finite_ends(x, self)
+        negative, positive = lower.clamp(max=0.0), upper.clamp(min=0.0)
+        active = lower >= 0
+        chord = torch.where(active, 1.0, positive / (positive - negative)).to(dtype)
+        exact = chord.double()
+        gap = torch.maximum(-exact * negative, (1 - exact) * positive)
+        error = rounding.gamma(4, torch.float64) * gap + rounding.underflow(2, torch.float64)
+        upper_intercept = rounding.round_up(torch.where(active | (upper <= 0), 0.0, gap + error), dtype)
+        lower_slope = chord if slopes == "parallel" else (active | (upper > -lower)).to(dtype)
+        return Relaxation(lower_slope, torch.zeros_like(chord), chord, upper_intercept)
 
 
 @dataclass(frozen=True, eq=False)
@@ -244,14 +277,18 @@ class Clip(Piecewise):
     low: float | Tensor = -math.inf
     high: float | Tensor = math.inf
 
+    def __post_init__(self) -> None:
+        low, high = torch.as_tensor(self.low, dtype=torch.float64), torch.as_tensor(self.high, dtype=torch.float64)
+        if bool((torch.isnan(low) | torch.isnan(high)).any()) or bool((low == math.inf).any()) or bool((high == -math.inf).any()):
+            raise UnsupportedOpError(f"Clip limits are numbers with low < inf and high > -inf, got low {self.low} and high {self.high}")
+
     def pieces(self) -> tuple[Values, Values, Values]:
         if not isinstance(self.low, Tensor) and not isinstance(self.high, Tensor):
             low, high = min(self.low, self.high), self.high
-            below = [(low, 0.0, low)] if math.isfinite(low) else []
-            above = [(high, 0.0, high)] if math.isfinite(high) else []
-            knots = [k for k, _, _ in below + above]
-            slopes = [s for _, s, _ in below] + [1.0] + [s for _, s, _ in above]
-            return list(knots), list(slopes), [c for _, _, c in below] + [0.0] + [c for _, _, c in above]
+            knots: Values = [limit for limit in (low, high) if math.isfinite(limit)]
+            slopes: Values = [0.0] * math.isfinite(low) + [1.0] + [0.0] * math.isfinite(high)
+            intercepts: Values = [low] * math.isfinite(low) + [0.0] + [high] * math.isfinite(high)
+            return knots, slopes, intercepts
         high_values = torch.as_tensor(self.high, dtype=torch.float64)
         low_values = torch.minimum(torch.as_tensor(self.low, dtype=torch.float64, device=high_values.device), high_values)
         finite = [torch.where(torch.isfinite(v), v, 0.0) for v in (low_values, high_values)]
@@ -261,3 +298,61 @@ class Clip(Piecewise):
         (x,) = xs
         low, high = (torch.as_tensor(v, dtype=x.dtype, device=x.device) for v in (self.low, self.high))
         return torch.minimum(torch.maximum(x, low), high)
+
+
+@dataclass(frozen=True, eq=False)
+class MaxReduce(Activation):
+    """Maximum over the last axis: (..., k) -> (...).
+
+    The planes are sums over that axis: slopes have the shape of the input, intercepts the shape of the output.
+    """
+
+    exact_in_milp = True
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0].amax(dim=-1)
+
+    def interval(self, *xs: Interval) -> Interval:
+        return Interval(xs[0].lower.amax(dim=-1), xs[0].upper.amax(dim=-1))
+
+    def float_error(self, x: Interval) -> Tensor:
+        return torch.zeros_like(x.lower[..., 0])
+
+    def spread(self, A: Tensor) -> Tensor:
+        """(..., *output_shape) -> (..., *output_shape, 1), which broadcasts against slopes of the input's shape without a copy."""
+        return A.unsqueeze(-1)
+
+    def unstable(self, x: Interval) -> Tensor:
+        """The taps that could be the maximum, in windows where no tap is at least as large as every other one throughout."""
+        _, top, second = _leader(x.lower, x.upper)
+        contested = torch.gather(x.lower, -1, top) < second
+        return contested & (x.upper >= x.lower.amax(dim=-1, keepdim=True))
+
+    def relax(self, x: Interval, slopes: Slopes = "adaptive") -> Relaxation:
+        """Lower plane: x_i for the tap i with the largest lower bound (then the largest upper bound).
+
+        Upper plane: with j the tap of the largest upper bound and u2 the largest upper bound of the others, max(x) <= max(x_j, u2), a
+        convex function of x_j that lies below its chord on [l_j, u_j]; exactly x_j where l_j >= u2. For the rounded slope s the smallest
+        intercept is attained at an end: max(u2 - s l_j, (1 - s) u_j). Both choices of slopes give these planes.
+        """
+        dtype = x.lower.dtype
+        lower, upper = finite_ends(x, self)
+        u, top, second = _leader(lower, upper)
+        floor = torch.gather(lower, -1, top)
+        dominant = floor >= second
+        slope = torch.where(dominant, 1.0, (u - second) / (u - floor)).to(dtype)
+        level, s, zero = torch.where(dominant, floor, second), slope.double(), torch.zeros_like(u)
+        intercept = torch.maximum(_enclose(zero, level, s, floor)[1], _enclose(zero + 1, zero, s, u)[1])
+        intercept = torch.where(dominant, 0.0, intercept).squeeze(-1)
+        highest_floor = torch.where(lower == lower.amax(dim=-1, keepdim=True), upper, -math.inf).argmax(dim=-1, keepdim=True)
+        zeros = torch.zeros_like(x.lower)
+        lower_slope = zeros.scatter(-1, highest_floor, 1.0)
+        return Relaxation(lower_slope, zeros[..., 0], zeros.scatter(-1, top, slope), rounding.round_up(intercept, dtype))
+
+
+def _leader(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Along the last axis, kept: the largest upper bound, the tap that has it (ties: largest lower), the largest of the other taps."""
+    largest = upper.amax(dim=-1, keepdim=True)
+    tap = torch.where(upper == largest, lower, -math.inf).argmax(dim=-1, keepdim=True)
+    others = upper.scatter(-1, tap, -math.inf).amax(dim=-1, keepdim=True)
+    return largest, tap, others
