@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bounds.errors import DataError
+from verify.datasets import load_dataset
+
+
+def write_mnist(folder: Path, images: np.ndarray, labels: np.ndarray, pack: bool = False) -> None:
+    files = {
+        "t10k-images-idx3-ubyte": struct.pack(">4I", 2051, *images.shape) + images.tobytes(),
+        "t10k-labels-idx1-ubyte": struct.pack(">2I", 2049, len(labels)) + labels.tobytes(),
+    }
+    for name, data in files.items():
+        (folder / (name + ".gz" if pack else name)).write_bytes(gzip.compress(data) if pack else data)
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.arange(3 * 28 * 28, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_mnist_keeps_order_and_scales_by_255(tmp_path: Path, images: np.ndarray, pack: bool) -> None:
+    write_mnist(tmp_path, images, np.array([7, 2, 1], np.uint8), pack)
+    data = load_dataset("mnist", tmp_path)
+    assert data.labels.tolist() == [7, 2, 1]
+    x = data.pixels([2, 0], (1, 28, 28))
+    assert x.shape == (2, 1, 28, 28)
+    assert x.dtype == np.float32
+    assert x[0, 0, 3, 4] == np.float32(images[2, 3, 4]) / np.float32(255)
+    assert np.array_equal(data.pixels([2, 0], (784,)), x.reshape(2, 784))
+    assert np.array_equal(data.pixels(slice(0, 2), (784, 1)), data.pixels([0, 1], (784, 1)))
+
+
+def test_cifar_channels_go_last_where_the_network_reads_them_last(tmp_path: Path) -> None:
+    records = np.random.default_rng(0).integers(0, 256, (2, 3073), dtype=np.uint8)
+    records[:, 0] = [3, 8]
+    (tmp_path / "test_batch_first2.bin.gz").write_bytes(gzip.compress(records.tobytes()))
+    data = load_dataset("cifar10", tmp_path)
+    assert data.labels.tolist() == [3, 8]
+    first, last = data.pixels([1], (3, 32, 32))[0], data.pixels([1], (32, 32, 3))[0]
+    assert first[2, 5, 7] == last[5, 7, 2] == np.float32(records[1, 1 + 2 * 1024 + 5 * 32 + 7]) / np.float32(255)
+
+
+def test_errors_name_the_thing(tmp_path: Path, images: np.ndarray) -> None:
+    with pytest.raises(DataError, match="unknown data set 'svhn'; known are mnist, cifar10"):
+        load_dataset("svhn", tmp_path)
+    with pytest.raises(DataError, match="no such folder"):
+        load_dataset("mnist", tmp_path / "absent")
+    with pytest.raises(DataError, match="no file t10k-images-idx3-ubyte"):
+        load_dataset("mnist", tmp_path)
+    write_mnist(tmp_path, images, np.zeros(3, np.uint8))
+    data = load_dataset("mnist", tmp_path)
+    with pytest.raises(DataError, match="image 3 is out of range: mnist has images 0 to 2"):
+        data.pixels([3], (784,))
+    with pytest.raises(DataError, match=r"\(3, 32, 32\).*\(1, 28, 28\)"):
+        data.pixels([0], (3, 32, 32))
+
+
+@pytest.mark.parametrize("change", ["truncate", "magic", "gzip", "labels"])
+def test_damaged_files_are_refused(tmp_path: Path, images: np.ndarray, change: str) -> None:
+    write_mnist(tmp_path, images, np.zeros(2 if change == "labels" else 3, np.uint8))
+    path = tmp_path / "t10k-images-idx3-ubyte"
+    data = path.read_bytes()
+    if change == "truncate":
+        path.write_bytes(data[:-1])
+    elif change == "magic":
+        path.write_bytes(b"\0" + data[1:3] + b"\1" + data[4:])
+    elif change == "gzip":
+        path.write_bytes(gzip.compress(data)[:-20])
+    with pytest.raises(DataError, match="fetch the file"):
+        load_dataset("mnist", tmp_path)
+
+
+def test_shared_mnist(shared: Path) -> None:
+    data = load_dataset("mnist", shared / "data" / "mnist")
+    assert len(data) == 10_000
+    assert data.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert len(load_dataset("cifar10", shared / "data" / "cifar10")) == 1000
