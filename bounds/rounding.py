@@ -71,29 +71,34 @@ def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 _SEGMENT = 256
-"""Columns summed in the working type before the sum goes on in float64: gamma of a segment, not of the whole row, is paid."""
+"""Non-zero terms summed in the working type before the sum goes on in float64: gamma of a segment, not of the whole row, is paid."""
 
 
-def dot(A: Tensor, v: Tensor) -> tuple[Tensor, float]:
-    """<A_r, v> in float64 and a relative error g: the exact value lies within g <|A_r|, |v|> + underflow of the result.
+def segments(v: Tensor) -> tuple[tuple[int, int], ...]:
+    """Column ranges of v (B, *shape), flattened to (B, n), that hold at most `_SEGMENT` columns with a non-zero; zero columns are left out."""
+    used = v.flatten(1).ne(0).any(0).nonzero().flatten()
+    if v.dtype == torch.float64 or used.numel() == 0:
+        return ((0, v.flatten(1).shape[1]),) if used.numel() else ()
+    starts = used[::_SEGMENT].tolist()
+    stops = [*(used[_SEGMENT - 1 :: _SEGMENT] + 1).tolist(), int(used[-1]) + 1]
+    return tuple(zip(starts, stops[: len(starts)], strict=True))
 
-    A: (B, R, n), v: (B, n), of one floating type -> (B, R). Zeros in v cost nothing, so only its non-zeros count as terms.
-    """
+
+def dot(A: Tensor, v: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
+    """<A_r, v> in float64. A: (B, R, n), v: (B, n), ranges = segments(v). The relative error against <|A_r|, |v|> is `dot_error`."""
     total = A.new_zeros(A.shape[:2], dtype=torch.float64)
-    columns = v.shape[-1]
-    width = columns if v.dtype == torch.float64 else _SEGMENT
-    most = 0
-    for start in range(0, columns, max(width, 1)):
-        piece = v[:, start : start + width]
-        terms = int((piece != 0).sum(-1).max())
-        if terms == 0:
-            continue
-        most = max(most, terms)
-        total += torch.bmm(A[:, :, start : start + width], piece.unsqueeze(-1)).squeeze(-1)
-    return total, gamma(most + 1, v.dtype) + gamma(columns // max(width, 1) + 2, torch.float64)
+    for start, stop in ranges:
+        total += torch.bmm(A[:, :, start:stop], v[:, start:stop].unsqueeze(-1)).squeeze(-1)
+    return total
+
+
+def dot_error(dtype: torch.dtype, columns: int) -> float:
+    """Relative error allowance of `dot` for rows of `columns` entries."""
+    terms = columns if dtype == torch.float64 else min(columns, _SEGMENT)
+    return gamma(terms + 1, dtype) + gamma(columns // _SEGMENT + 2, torch.float64)
 
 
 def dot_above(A: Tensor, v: Tensor) -> Tensor:
     """An upper bound in float64 of <A_r, v> for non-negative A and v. A: (B, R, n), v: (B, n) -> (B, R)."""
-    total, relative = dot(A, v)
-    return above(total, relative * total + underflow(v.shape[-1] + 2, v.dtype))
+    total = dot(A, v, segments(v))
+    return above(total, dot_error(v.dtype, v.shape[-1]) * total + underflow(v.shape[-1] + 2, v.dtype))

@@ -72,7 +72,10 @@ class Affine(Op):
     """y = sum_j W_j x_j + b.
 
     A subclass writes `linear`, and `bias` if it has one. `adjoint` may be overridden by a faster kernel; a battery compares the two.
+    `elementwise`: each output depends on one input element only.
     """
+
+    elementwise: bool = False
 
     @abstractmethod
     def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
@@ -196,6 +199,10 @@ class Activation(Op):
     def spread(self, A: Tensor) -> Tensor:
         """Coefficients on the output viewed as coefficients on the input, before slopes are applied. A: (..., *output_shape)."""
         return A
+
+    def gather(self, terms: Tensor) -> Tensor:
+        """Products of slopes and inputs added up to the plane's value on the output. terms: (N, *input_shape) -> (N, *output_shape)."""
+        return terms
 
 
 def product(shape: Sequence[int]) -> int:

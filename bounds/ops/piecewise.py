@@ -123,7 +123,7 @@ class _Curve:
 
     def secant(self) -> Tensor:
         """(act(upper) - act(lower)) / (upper - lower); the piece's own slope where the interval lies in one piece."""
-        return torch.where(self._single(), self._single_slope(), self._line(0, len(self.points) - 1))
+        return torch.where(self._single(), self.right[0][0], self._line(0, len(self.points) - 1))
 
     def hull_slopes(self) -> tuple[Tensor, Tensor]:
         """Slopes of the lines of the convex hull (below) and of the concave hull (above) over the interval's midpoint.
@@ -131,7 +131,7 @@ class _Curve:
         Among the lines through two breakpoints on either side of the midpoint these are the lowest and the highest there.
         """
         middle = self.points[0] / 2 + self.points[-1] / 2
-        single, own = self._single(), self._single_slope()
+        single, own = self._single(), self.right[0][0]  # the piece just right of the lower end
         best_low, best_high = torch.full_like(middle, math.inf), torch.full_like(middle, -math.inf)
         low, high = own, own
         last = len(self.points) - 1
@@ -151,7 +151,7 @@ class _Curve:
         if j == i + 1:
             return self.slopes[i].expand_as(self.points[0])
         run = self.points[j] - self.points[i]
-        slope = torch.where(run > 0, (self.values[j] - self.values[i]) / run, self._single_slope())
+        slope = torch.where(run > 0, (self.values[j] - self.values[i]) / run, self.right[0][0])
         bounds = torch.stack([s.expand_as(slope) for s in self.slopes])
         return torch.minimum(torch.maximum(slope, bounds.amin(0)), bounds.amax(0))
 
@@ -162,13 +162,6 @@ class _Curve:
         for point in self.points[1:-1]:
             inside |= (point > lower) & (point < upper)
         return ~inside
-
-    def _single_slope(self) -> Tensor:
-        """The slope just right of the lower end."""
-        slope = self.slopes[-1].expand_as(self.points[0])
-        for point, left in zip(reversed(self.points[1:-1]), reversed(self.slopes[:-1]), strict=True):
-            slope = torch.where(point > self.points[0], left, slope)
-        return slope
 
 
 def _enclose(a: Tensor, c: Tensor, slope: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,6 +310,9 @@ class MaxReduce(Activation):
 
     def float_error(self, x: Interval) -> Tensor:
         return torch.zeros_like(x.lower[..., 0])
+
+    def gather(self, terms: Tensor) -> Tensor:
+        return terms.sum(-1)
 
     def spread(self, A: Tensor) -> Tensor:
         """(..., *output_shape) -> (..., *output_shape, 1), which broadcasts against slopes of the input's shape without a copy."""

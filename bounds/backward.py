@@ -1,0 +1,326 @@
+"""The one backward walk: linear bounds of any node in terms of the input.
+
+Every engine that relaxes activations by planes calls `bound_node` for intervals of hidden nodes and `bound_objective` for the coefficients of
+the output. The walk carries lower bounds only: an upper bound of a row is a lower bound of its negative. Until the first activation whose
+two slopes differ, a row and its negative share their coefficients; there the rows are doubled.
+
+Numerics: rigorous. Coefficients are taken as they are computed; what they differ from exact ones by is charged as explained in
+`bounds.trace`. Constants and errors are summed in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.errors import MemoryLimitError, UnsupportedOpError
+from bounds.interval import Interval
+from bounds.linear import LinearBounds
+from bounds.ops.base import Activation, Affine, Input
+from bounds.trace import Planes, Trace
+
+_EXACT = torch.float64
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The planes and charges of a trace, restricted to some of its regions."""
+
+    trace: Trace
+    images: Tensor | None
+
+    def planes(self, index: int) -> Planes:
+        """The planes of activation `index`."""
+        planes = self.trace.planes[index]
+        if planes is None:
+            raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
+        if self.images is None:
+            return planes
+        slope, step, gap = planes.slope[self.images], planes.step[self.images], planes.gap[self.images]
+        return Planes(slope, step, gap, planes.segments, planes.parallel)
+
+    def charge(self, index: int) -> Tensor:
+        """The charge of node `index`, (images, *shape)."""
+        charge = self.trace.charge[index]
+        return charge if self.images is None else charge[self.images]  # type: ignore[return-value,index]
+
+
+@dataclass(frozen=True, eq=False)
+class Planar:
+    """What a walk arrives with: A d_0 + constant <= the rows' deviation (first `rows`) and its negative, d_0 the input's deviation.
+
+    When `doubled` is False the coefficients of the negated rows are -A. A: (B, rows or 2 rows, *input_shape); lower, upper: (B, rows)
+    constants of the two, errors already subtracted.
+    """
+
+    A: Tensor
+    lower: Tensor
+    upper: Tensor
+    doubled: bool
+
+
+class _Walk:
+    """One walk's state: coefficients pending at nodes, constants and errors so far."""
+
+    def __init__(self, view: View, start: int, A: Tensor) -> None:
+        self.view, self.network = view, view.trace.network
+        self.pending = {start: A}
+        self.rows = A.shape[1]
+        self.lower = A.new_zeros(A.shape[:2], dtype=_EXACT)
+        self.upper = torch.zeros_like(self.lower)
+        self.doubled = False
+
+    def run(self, start: int) -> Planar:
+        """From node `start` down to the input."""
+        for index in range(start, -1, -1):
+            A = self.pending.pop(index, None)
+            if A is None:
+                continue
+            op = self.network.nodes[index].op
+            if isinstance(op, Input):
+                return self._arrive(A)
+            if isinstance(op, Affine):
+                self._through_affine(index, op, A)
+            elif isinstance(op, Activation):
+                self._through_activation(index, op, A)
+        # The rows do not depend on the input at all.
+        shape = self.network.input_shape
+        return self._arrive(self.lower.new_zeros(self.lower.shape[0], self._height(), *shape, dtype=self.view.trace.dtype))
+
+    def run_to_frontier(self, start: int, stop: int | None) -> dict[int, Tensor]:
+        """From node `start` through affine nodes only; the coefficients at the activations, the input or `stop`."""
+        frontier: dict[int, Tensor] = {}
+        for index in range(start, -1, -1):
+            A = self.pending.pop(index, None)
+            if A is None:
+                continue
+            op = self.network.nodes[index].op
+            if isinstance(op, Affine) and index != stop:
+                self._through_affine(index, op, A)
+            else:
+                frontier[index] = A
+        return frontier
+
+    def _height(self) -> int:
+        return self.rows * (2 if self.doubled else 1)
+
+    def _arrive(self, A: Tensor) -> Planar:
+        return Planar(A, self.lower, self.upper, self.doubled)
+
+    def _add(self, index: int, A: Tensor) -> None:
+        held = self.pending.get(index)
+        self.pending[index] = A if held is None else held + A
+
+    def _through_affine(self, index: int, op: Affine, A: Tensor) -> None:
+        shapes = self.network.input_shapes(index)
+        results = op.adjoint(A.flatten(0, 1), *shapes)
+        for source, result in zip(self.network.nodes[index].inputs, results, strict=True):
+            self._add(source, result.unflatten(0, A.shape[:2]))
+
+    def _through_activation(self, index: int, op: Activation, A: Tensor) -> None:
+        planes = self.view.planes(index)
+        if not planes.parallel and not self.doubled:
+            A = self._double(A)
+        flat = A.flatten(2)
+        negative = flat.clamp(max=0)
+        self._pay(index, flat, negative)
+        fall = rounding.dot(negative, planes.gap.flatten(1), planes.segments)
+        slack = rounding.dot_error(A.dtype, flat.shape[-1])
+        if self.doubled:
+            self.lower += (1 + slack) * fall[:, : self.rows]
+            self.upper += (1 + slack) * fall[:, self.rows :]
+        else:
+            rise = rounding.dot(flat - negative, planes.gap.flatten(1), planes.segments)
+            self.lower += (1 + slack) * fall
+            self.upper -= (1 + slack) * rise
+        relaxed = op.spread(A) * planes.slope.unsqueeze(1)
+        if not planes.parallel:
+            relaxed.addcmul_(op.spread(negative.view_as(A)), planes.step.unsqueeze(1))
+        self._add(self.network.nodes[index].inputs[0], relaxed)
+
+    def _double(self, A: Tensor) -> Tensor:
+        """Let the negated rows go their own way from here on."""
+        self.doubled = True
+        self.pending = {k: torch.cat([v, -v], dim=1) for k, v in self.pending.items()}
+        return torch.cat([A, -A], dim=1)
+
+    def _pay(self, index: int, flat: Tensor, negative: Tensor) -> None:
+        """Subtract <|A|, charge>, as <A, charge> - 2 <min(A, 0), charge>."""
+        charge = self.view.charge(index).flatten(1).unsqueeze(-1)
+        total = (torch.bmm(flat, charge) - 2 * torch.bmm(negative, charge)).squeeze(-1).to(_EXACT) * rounding.SAFETY
+        self.lower -= total[:, : self.rows]
+        self.upper -= total[:, self.rows :] if self.doubled else total
+
+
+def _walk(view: View, start: int, A: Tensor, fee: Tensor) -> Planar:
+    """Walk the rows A (B, R, *shape) of node `start` down; `fee` (B, R): what the affine nodes above the first activations cost."""
+    walk = _Walk(view, start, A)
+    total = fee.to(_EXACT) * rounding.SAFETY
+    underflow = view.trace.underflow if view.images is None else view.trace.underflow[view.images]
+    total = total + underflow.unsqueeze(1) * (1 + A.flatten(2).abs().amax(-1))
+    walk.lower -= total
+    walk.upper -= total
+    return walk.run(start)
+
+
+def _concretize(view: View, planar: Planar) -> Interval:
+    """The interval of the rows' deviations over the regions, float64, outward; (B, rows)."""
+    region = view.trace.region if view.images is None else view.trace.region.select(view.images)
+    rows = planar.lower.shape[1]
+    if planar.doubled:
+        fall = region.decrease(planar.A)
+        below, above = fall[:, :rows], fall[:, rows:]
+    else:
+        below, above = region.decrease(planar.A), region.decrease(-planar.A)
+    error = rounding.gamma(64, _EXACT)
+    lower = planar.lower - below - error * (planar.lower.abs() + below)
+    upper = -planar.upper + above + error * (planar.upper.abs() + above)
+    return Interval(lower, upper)
+
+
+def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int) -> Interval:
+    """Intervals of the elements of node `index` selected by `wanted` (B, *shape), the node's propagated interval elsewhere.
+
+    memory: how many elements the coefficient tensors of one chunk may hold at one node. Property: sound. Returns the working type.
+    """
+    network, center = trace.network, trace.center[index]
+    interval = trace.interval(index)
+    lower, upper = interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone()
+    middle = center.flatten(1)  # type: ignore[union-attr]
+    charge = trace.charge[index].flatten(1)  # type: ignore[union-attr]
+    for images, elements, valid in _chunks(wanted.flatten(1), _rows_per_chunk(trace, index, memory)):
+        view = View(trace, None if images.numel() == trace.batch == 1 else images)
+        A = torch.zeros(*elements.shape, lower.shape[1], dtype=trace.dtype, device=lower.device)
+        A.scatter_(2, elements.unsqueeze(-1), 1.0)
+        fee = charge[images].gather(1, elements)
+        found = _concretize(view, _walk(view, index, A.unflatten(2, network.nodes[index].shape), fee))
+        base = middle[images].gather(1, elements)
+        low = rounding.round_down(rounding.below(base + found.lower), trace.dtype)
+        high = rounding.round_up(rounding.above(base + found.upper), trace.dtype)
+        where = (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
+        lower[where], upper[where] = low[valid], high[valid]
+    return Interval(lower.reshape(interval.shape), upper.reshape(interval.shape))
+
+
+def _rows_per_chunk(trace: Trace, index: int, memory: int) -> int:
+    widest = max(math.prod(node.shape) for node in trace.network.nodes[: index + 1])
+    if widest > memory:
+        raise MemoryLimitError(f"one row of coefficients needs {widest} elements, the limit allows {memory}; raise the memory limit")
+    return max(1, memory // (2 * widest))
+
+
+def _chunks(wanted: Tensor, rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Groups (images, elements, valid) that cover the mask (B, n) with at most about `rows` rows each.
+
+    Images with similar counts share a group and are padded to the longest (by repeating element 0, valid False).
+    """
+    counts = wanted.sum(1)
+    order = torch.argsort(counts, descending=True).tolist()
+    sizes = counts.tolist()
+    groups: list[tuple[Tensor, Tensor, Tensor]] = []
+    position = 0
+    while position < len(order) and sizes[order[position]] > 0:
+        longest = sizes[order[position]]
+        fit = max(1, rows // longest)
+        members = [i for i in order[position : position + fit] if sizes[i] > 0.7 * longest or longest <= 8]
+        members = [i for i in members if sizes[i] > 0]
+        position += len(members)
+        images = torch.tensor(members, device=wanted.device)
+        elements, valid = _padded_indices(wanted[images], longest)
+        for start in range(0, longest, rows):
+            groups.append((images, elements[:, start : start + rows], valid[:, start : start + rows]))
+    return groups
+
+
+def _padded_indices(mask: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """The positions of the True entries of each row of `mask` (B, n), padded to (B, longest), and which of them are real."""
+    row, column = mask.nonzero(as_tuple=True)
+    rank = torch.arange(row.numel(), device=mask.device) - torch.searchsorted(row, row)
+    elements = torch.zeros(mask.shape[0], longest, dtype=torch.long, device=mask.device)
+    valid = torch.zeros_like(elements, dtype=torch.bool)
+    elements[row, rank] = column
+    valid[row, rank] = True
+    return elements, valid
+
+
+def bound_objective(trace: Trace, objective: Tensor, memory: int) -> tuple[LinearBounds, Interval]:
+    """Linear bounds of C f(x) and their concrete interval. objective C: (B, R, *output_shape), exact in the working type.
+
+    Property: sound. The interval is float64 and never wider than what the linear bounds imply.
+    """
+    last = len(trace.network.nodes) - 1
+    rows = _rows_per_chunk(trace, last, memory)
+    images_per_chunk = max(1, rows // max(1, objective.shape[1]))
+    parts: list[tuple[LinearBounds, Interval]] = []
+    for first in range(0, trace.batch, images_per_chunk):
+        images = torch.arange(first, min(first + images_per_chunk, trace.batch), device=objective.device)
+        view = View(trace, None if images.numel() == trace.batch else images)
+        pieces = [_objective_chunk(view, last, C) for C in objective[images].split(rows, dim=1)]
+        parts.append((_join_linear([p[0] for p in pieces], 1), _join([p[1] for p in pieces], 1)))
+    return _join_linear([p[0] for p in parts], 0), _join([p[1] for p in parts], 0)
+
+
+def _objective_chunk(view: View, last: int, C: Tensor) -> tuple[LinearBounds, Interval]:
+    flat = C.flatten(2)
+    charge = view.charge(last).flatten(1).unsqueeze(-1)
+    fee = torch.bmm(flat.abs(), charge).squeeze(-1)
+    planar = _walk(view, last, C.clone(), fee)
+    center = view.trace.center[last]
+    middle = (center if view.images is None else center[view.images]).flatten(1).unsqueeze(-1)  # type: ignore[index,union-attr]
+    value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
+    slack = rounding.gamma(flat.shape[-1] + 2, _EXACT) * size
+    deviation = _concretize(view, planar)
+    interval = Interval(rounding.below(value + deviation.lower, slack), rounding.above(value + deviation.upper, slack))
+    return _linear_bounds(view, planar, value, slack), interval
+
+
+def _linear_bounds(view: View, planar: Planar, value: Tensor, slack: Tensor) -> LinearBounds:
+    """The planes in terms of the input itself: A (x - origin) + constant + value of the centre."""
+    origin = view.trace.region.origin
+    origin = (origin if view.images is None else origin[view.images]).flatten(1).unsqueeze(-1)
+    rows = planar.lower.shape[1]
+    lower_A, upper_A = (planar.A[:, :rows], -planar.A[:, rows:]) if planar.doubled else (planar.A, planar.A)
+
+    def constant(A: Tensor) -> tuple[Tensor, Tensor]:
+        wide = A.flatten(2).to(_EXACT)
+        shift, size = torch.bmm(wide, origin).squeeze(-1), torch.bmm(wide.abs(), origin.abs()).squeeze(-1)
+        return value - shift, slack + rounding.gamma(wide.shape[-1] + 4, _EXACT) * (size + value.abs())
+
+    low, low_error = constant(lower_A)
+    high, high_error = constant(upper_A)
+    lower_b = rounding.below(low + planar.lower, low_error + rounding.gamma(4, _EXACT) * planar.lower.abs())
+    upper_b = rounding.above(high - planar.upper, high_error + rounding.gamma(4, _EXACT) * planar.upper.abs())
+    return LinearBounds(lower_A, lower_b, upper_A, upper_b)
+
+
+def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Interval:
+    """Interval of C f(x) from the intervals of the last activations: C is folded into the affine nodes after them.
+
+    stop: a node to stop at instead (the output itself: no folding). The nodes stopped at must be anchored. Returns float64, outward.
+    """
+    last = len(trace.network.nodes) - 1
+    flat = objective.flatten(2)
+    fee = torch.bmm(flat.abs(), trace.charge[last].flatten(1).unsqueeze(-1)).squeeze(-1)  # type: ignore[union-attr]
+    walk = _Walk(View(trace, None), last, objective.clone())
+    frontier = walk.run_to_frontier(last, stop)
+    spread = torch.zeros_like(walk.lower)
+    for index, A in frontier.items():
+        spread = spread + rounding.dot_above(A.flatten(2).abs(), trace.reach[index].flatten(1))  # type: ignore[union-attr]
+    middle = trace.center[last].flatten(1).unsqueeze(-1)  # type: ignore[union-attr]
+    value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
+    slack = rounding.gamma(flat.shape[-1] + 8, _EXACT) * (size + spread) + trace.underflow.unsqueeze(1) * (1 + flat.abs().amax(-1))
+    error = spread + fee.to(_EXACT) * rounding.SAFETY + slack
+    return Interval(rounding.below(value, error), rounding.above(value, error))
+
+
+def _join(parts: list[Interval], dim: int) -> Interval:
+    return Interval(torch.cat([p.lower for p in parts], dim), torch.cat([p.upper for p in parts], dim))
+
+
+def _join_linear(parts: list[LinearBounds], dim: int) -> LinearBounds:
+    names = ("lower_A", "lower_b", "upper_A", "upper_b")
+    return LinearBounds(*(torch.cat([getattr(p, name) for p in parts], dim) for name in names))

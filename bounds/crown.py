@@ -1,0 +1,121 @@
+"""Linear relaxation engines: Fast-Lin, CROWN, CROWN-IBP.
+
+They differ in two choices, the slopes of the planes and how hidden intervals are found; the sweep and the backward walk are shared.
+References: thesis section 3.1.1, Algorithm 3.1; Weng et al. 2018 (Fast-Lin); Zhang et al. 2018 (CROWN); Zhang et al. 2020 (CROWN-IBP).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bounds.backward import bound_node, bound_objective
+from bounds.engine import DEFAULT_MEMORY_MB, Bounds, as_objective, elements, place
+from bounds.interval import Interval
+from bounds.network import Network
+from bounds.ops.base import Activation, Affine, Slopes
+from bounds.region import LpBall, Region
+from bounds.trace import Semantics, Trace
+
+
+@dataclass(frozen=True)
+class LinearEngine:
+    """The sweep shared by all linear relaxation engines. Property: sound. Numerics: outward rounded.
+
+    intersect: tighten hidden intervals by one step of interval propagation, and walk back only from neurons that this leaves unstable.
+    Without it hidden intervals are those of the backward walk alone, as in the published algorithms.
+    """
+
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+    semantics: Semantics = "real"
+    memory_mb: float = DEFAULT_MEMORY_MB
+    intersect: bool = True
+
+    slopes: ClassVar[Slopes] = "adaptive"
+    walks_hidden: ClassVar[bool] = True
+
+    def __call__(
+        self, network: Network, region: Region, objective: Tensor | None = None, known: dict[int, Interval] | None = None
+    ) -> Bounds:
+        """See `BoundEngine`."""
+        device = place(self.device)
+        net, where = network.to(self.dtype, device), region.to(self.dtype, device)
+        C = as_objective(objective, net, where, self.dtype, device)
+        trace = Trace(net, where, self.semantics)
+        limit = elements(self.memory_mb, self.dtype)
+        for index in range(len(net.nodes)):
+            interval = trace.propagate(index)
+            if known and index in known:
+                interval = interval.intersect(known[index].to(self.dtype, device))
+            trace.visit(index, interval, self.slopes)
+            if index in net.preactivations:
+                self._tighten(trace, index, limit)
+        linear, found = bound_objective(trace, C, limit)
+        return Bounds(tuple(trace.interval(i) for i in range(len(net.nodes))), found, linear)
+
+    def _tighten(self, trace: Trace, index: int, limit: int) -> None:
+        """Replace the interval of a pre-activation by that of the backward walk, where it can matter."""
+        net, interval = trace.network, trace.interval(index)
+        ball = isinstance(trace.region, LpBall) and trace.region.p != math.inf
+        first = net.affine_in_input[index]
+        if not (self.walks_hidden or (first and ball)) or (first and not ball and _mixes_once(net, index)):
+            return
+        if self.intersect:
+            wanted = _unstable(net, index, interval)
+        else:
+            wanted = torch.ones_like(interval.lower, dtype=torch.bool)
+        found = bound_node(trace, index, wanted, limit)
+        trace.visit(index, found.intersect(interval) if self.intersect else found, self.slopes)
+
+
+@dataclass(frozen=True)
+class Crown(LinearEngine):
+    """CROWN: adaptive planes, hidden intervals by backward walks. See `LinearEngine` for the fields."""
+
+
+@dataclass(frozen=True)
+class FastLin(LinearEngine):
+    """Fast-Lin: parallel planes (thesis (3.4), (3.5)), hidden intervals by backward walks alone (Algorithm 3.1)."""
+
+    intersect: bool = False
+    slopes: ClassVar[Slopes] = "parallel"
+
+
+@dataclass(frozen=True)
+class CrownIbp(LinearEngine):
+    """CROWN-IBP: adaptive planes over intervals from interval propagation, one backward walk for the objective."""
+
+    walks_hidden: ClassVar[bool] = False
+
+
+def _unstable(network: Network, index: int, interval: Interval) -> Tensor:
+    """Mask of the elements of node `index` that some activation reading it could relax better with a tighter interval."""
+    mask = torch.zeros_like(interval.lower, dtype=torch.bool)
+    for user in network.successors[index]:
+        op = network.nodes[user].op
+        if isinstance(op, Activation):
+            mask |= op.unstable(interval)
+    return mask
+
+
+def _mixes_once(network: Network, index: int) -> bool:
+    """Whether at most one op between the input and node `index` adds several numbers: then interval propagation is exact on a box."""
+    mixing = 0
+    pending, seen = [index], set()
+    while pending:
+        current = pending.pop()
+        if current in seen:
+            continue
+        seen.add(current)
+        node = network.nodes[current]
+        if isinstance(node.op, Affine) and not node.op.elementwise:
+            mixing += node.op.fan_in(*network.input_shapes(current)) > 0
+        if len(node.inputs) > 1:
+            mixing += 1
+        pending.extend(node.inputs)
+    return mixing <= 1

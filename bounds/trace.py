@@ -1,0 +1,211 @@
+"""Trace: what the forward sweep of an engine knows about every node on a batch of regions.
+
+The backward walk works on deviations from a reference run. Let m_k be a fixed float64 value for every node (its *centre*): at the input
+the region's origin, at an affine node W m + b in float64, at an activation its lower plane at the centre. For deviations d_k = x_k - m_k
+
+    affine       d_k = W d_j            up to the float64 rounding of the reference run
+    activation   s d_j <= d_k <= S d_j + h        with lower slope s, upper slope S and gap h = upper plane - lower plane at the centre
+
+so biases and lower intercepts vanish from the walk, and its rounding errors scale with the size of the *deviations*, not of the values.
+
+Every rounding error of the walk below node k, down to the next activations, is paid for by <|A_k|, charge_k>:
+
+    affine       charge_k = |W| (gamma reach_j + charge_j + fan_j) + float64 residual
+    activation   charge_k = max(|s|, |S|) (charge_j + fan_j) + slope roundings
+
+where reach_j >= |d_j|, fan_j = gamma(users) reach_j pays for merging the paths of several users, and charge_j counts as 0 at inputs and
+activations, which are paid for when the walk reaches them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.errors import NumericsError, ShapeError, UnsupportedOpError
+from bounds.interval import Interval
+from bounds.network import Network
+from bounds.ops.base import Activation, Affine, Input, Slopes
+from bounds.region import Region
+
+Semantics = Literal["real", "float32-any-order"]
+_EXACT = torch.float64
+_COEFFICIENT_ROUNDINGS = 4
+"""Roundings of a coefficient itself: a weight converted to the working type, a scale computed from other parameters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planes:
+    """An activation's planes around its centre: slope d <= act <= (slope + step) d + gap, d the deviation of its input.
+
+    slope, step: shape of the input; the walk multiplies all coefficients by `slope` and adds `step` A where A is negative. gap >= 0: shape of
+    the output; `segments` are column ranges with few enough non-zero gaps to be summed accurately. parallel: every step is zero.
+    """
+
+    slope: Tensor
+    step: Tensor
+    gap: Tensor
+    segments: tuple[tuple[int, int], ...]
+    parallel: bool
+
+
+class Trace:
+    """Intervals, centres and charges of the nodes visited so far. Node k must be visited after its inputs.
+
+    network, region: already in the working type. semantics: "float32-any-order" adds to every node the error any float32 execution may make.
+    """
+
+    def __init__(self, network: Network, region: Region, semantics: Semantics = "real") -> None:
+        if tuple(region.shape) != network.input_shape:
+            raise ShapeError(f"the network reads inputs of shape {network.input_shape}, the region has shape {tuple(region.shape)}")
+        self.network, self.region, self.semantics = network, region, semantics
+        self.wide = network.to(_EXACT)
+        self.dtype = network.dtype
+        size = len(network.nodes)
+        self.intervals: list[Interval | None] = [None] * size
+        self.center: list[Tensor | None] = [None] * size
+        self.reach: list[Tensor | None] = [None] * size
+        self.charge: list[Tensor | None] = [None] * size
+        self.planes: list[Planes | None] = [None] * size
+        self.underflow = region.origin.new_zeros(region.batch)
+
+    @property
+    def batch(self) -> int:
+        """Number of regions."""
+        return self.region.batch
+
+    def interval(self, index: int) -> Interval:
+        """The interval of a visited node, in the working type."""
+        found = self.intervals[index]
+        if found is None:
+            raise UnsupportedOpError(f"node {self.network.nodes[index].name!r} was used before it was bounded")
+        return found
+
+    def propagate(self, index: int) -> Interval:
+        """The interval of node `index` from its inputs' intervals: one step of interval propagation."""
+        node = self.network.nodes[index]
+        if isinstance(node.op, Input):
+            return self.region.box().to(self.dtype)
+        interval = node.op.interval(*(self.interval(s) for s in node.inputs))
+        if self.semantics == "float32-any-order":
+            error = self._execution_error(index)
+            interval = Interval(rounding.below(interval.lower, error), rounding.above(interval.upper, error))
+        return interval
+
+    def visit(self, index: int, interval: Interval, slopes: Slopes) -> None:
+        """Record node `index` with its final interval, and what the backward walk needs to pass through it.
+
+        Raises:
+            NumericsError: a bound is NaN or infinite; names the node.
+        """
+        node = self.network.nodes[index]
+        self._record(index, interval)
+        if isinstance(node.op, Input):
+            self.center[index] = self.region.origin
+            self._measure(index, torch.zeros_like(interval.lower))
+        elif isinstance(node.op, Affine):
+            self._visit_affine(index, node.op)
+        elif isinstance(node.op, Activation):
+            self._visit_activation(index, node.op, slopes)
+        else:
+            raise UnsupportedOpError(f"node {node.name!r}: no engine knows how to bound the family of {type(node.op).__name__}")
+
+    def anchor(self, index: int, interval: Interval) -> None:
+        """Record node `index` as a place where a walk may stop: its centre is the interval's midpoint and nothing below is charged.
+
+        Raises:
+            NumericsError: a bound is NaN or infinite; names the node.
+        """
+        self._record(index, interval)
+        self.center[index] = (interval.lower.to(_EXACT) + interval.upper.to(_EXACT)) / 2
+        self._measure(index, torch.zeros_like(interval.lower))
+
+    def _record(self, index: int, interval: Interval) -> None:
+        if not interval.is_finite():
+            name = self.network.nodes[index].name
+            raise NumericsError(f"node {name!r}: a bound is NaN or infinite; the region or the weights are too large for {self.dtype}")
+        self.intervals[index] = interval
+
+    def _measure(self, index: int, charge: Tensor) -> None:
+        """Set reach (an upper bound on |x - centre|) and charge of a node whose centre is set."""
+        interval, center = self.interval(index), self.center[index]
+        wide_lower, wide_upper = interval.lower.to(_EXACT), interval.upper.to(_EXACT)
+        reach = torch.maximum(wide_upper - center, center - wide_lower)  # type: ignore[operator]
+        self.reach[index] = torch.where(reach > 0, rounding.round_up(rounding.above(reach), self.dtype), 0.0).to(self.dtype)
+        self.charge[index] = charge
+        # Coefficients that underflow cost at most one smallest normal number each, times the reach; no sum here has 2^20 terms.
+        tiny = rounding.underflow(2**20, self.dtype) * math.prod(interval.shape[1:])
+        self.underflow = self.underflow + tiny * (1 + self.reach[index].flatten(1).amax(1).to(_EXACT))  # type: ignore[union-attr]
+
+    def _arriving(self, source: int) -> Tensor:
+        """What a user of node `source` pays for what lies between it and the next activations below."""
+        users = len(self.network.successors[source])
+        passed = self.charge[source] if isinstance(self.network.nodes[source].op, Affine) else torch.zeros_like(self.reach[source])  # type: ignore[arg-type]
+        if users > 1:
+            passed = passed + rounding.gamma(users, self.dtype) * self.reach[source]  # type: ignore[operator]
+        return passed  # type: ignore[return-value]
+
+    def _visit_affine(self, index: int, op: Affine) -> None:
+        shapes = self.network.input_shapes(index)
+        sources = self.network.nodes[index].inputs
+        wide_op = self.wide.nodes[index].op
+        self.center[index] = wide_op.forward(*(self.center[s] for s in sources))
+        fan_in, fan_out = op.fan_in(*shapes), op.fan_out(*shapes)
+        adjoint_error = rounding.gamma(fan_out + _COEFFICIENT_ROUNDINGS, self.dtype) if fan_out else 0.0
+        residual = rounding.gamma(fan_in + 2, _EXACT) if fan_in else 0.0
+        inputs = [self._arriving(s) + adjoint_error * self.reach[s] + residual * self.center[s].abs().to(self.dtype) for s in sources]  # type: ignore[operator,union-attr]
+        charge = op.linear(*inputs, absolute=True)
+        bias = op.bias()
+        if bias is not None:
+            charge = charge + residual * bias.abs()
+        charge = charge * rounding.SAFETY if fan_in else charge
+        if self.semantics == "float32-any-order":
+            charge = charge + self._execution_error(index)
+        self._measure(index, charge)
+
+    def _visit_activation(self, index: int, op: Activation, slopes: Slopes) -> None:
+        (source,) = self.network.nodes[index].inputs
+        planes = op.relax(self.interval(source), slopes)
+        lower_slope, upper_slope = planes.lower_slope, planes.upper_slope
+        z = self.center[source]
+        low_terms, high_terms = lower_slope.to(_EXACT) * z, upper_slope.to(_EXACT) * z
+        low, high = op.gather(low_terms), op.gather(high_terms)
+        center = low + planes.lower_intercept.to(_EXACT)
+        # float64 roundings of the two planes at the centre, paid outward
+        size = op.gather(low_terms.abs() + high_terms.abs()) + planes.lower_intercept.abs() + planes.upper_intercept.abs()
+        slack = rounding.gamma(low_terms.shape[-1] + 4 if low.shape != low_terms.shape else 4, _EXACT) * size
+        straight = (lower_slope == upper_slope) & (lower_slope.abs() <= 1) & (lower_slope == lower_slope.round())
+        constant = (planes.lower_intercept == planes.upper_intercept) & (
+            (planes.lower_intercept == 0) | (op.gather(lower_slope.abs()) == 0)
+        )
+        exact = (op.gather(torch.where(straight, 0.0, 1.0)) == 0) & constant
+        gap = torch.where(exact, 0.0, rounding.above(high + planes.upper_intercept.to(_EXACT) - center, slack)).clamp_min(0)
+        steepness = torch.maximum(lower_slope.abs(), upper_slope.abs())
+        rough = torch.where(straight, 0.0, 2 * rounding.gamma(5, self.dtype) * (lower_slope.abs() + upper_slope.abs()))
+        charge = op.gather(steepness * self._arriving(source) + rough * self.reach[source]) * rounding.SAFETY  # type: ignore[operator]
+        charge = charge + torch.where(exact, 0.0, slack).to(self.dtype) * rounding.SAFETY
+        if self.semantics == "float32-any-order":
+            charge = charge + self._execution_error(index)
+        step, gap = upper_slope - lower_slope, rounding.round_up(gap, self.dtype)
+        self.planes[index] = Planes(lower_slope, step, gap, rounding.segments(gap), not bool(step.any()))
+        self.center[index] = center
+        self._measure(index, charge)
+
+    def _execution_error(self, index: int) -> Tensor:
+        """How far a float32 execution of node `index` may be from the op's real value on the values that reach it."""
+        node = self.network.nodes[index]
+        single = torch.float32
+        if isinstance(node.op, Affine):
+            terms = node.op.fan_in(*self.network.input_shapes(index))
+            if terms == 0:
+                return torch.zeros((self.batch, *node.shape), dtype=self.dtype, device=self.region.origin.device)
+            v = node.op.magnitude(*(self.interval(s).magnitude for s in node.inputs))
+            return (rounding.gamma(terms + 1, single) * v + rounding.underflow(terms + 1, single)) * rounding.SAFETY
+        if isinstance(node.op, Activation):
+            return node.op.float_error(self.interval(node.inputs[0]))
+        return torch.zeros((self.batch, *node.shape), dtype=self.dtype, device=self.region.origin.device)
