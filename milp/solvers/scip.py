@@ -1,0 +1,103 @@
+"""SCIP through PySCIPOpt: the default for mixed-integer programs."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pyscipopt
+from pyscipopt.scip import PY_SCIP_PARAMSETTING, Expr, ExprCons, Term
+
+from milp.program import Answer, Limits, Program, Solution, Status, StopRule, Tolerances, conclude
+
+TOLERANCES = Tolerances(feasibility=1e-6, integrality=1e-6, dual=1e-7)
+_FAST = PY_SCIP_PARAMSETTING.FAST
+_STATUS = {
+    "optimal": Status.OPTIMAL,
+    "infeasible": Status.INFEASIBLE,
+    "unbounded": Status.UNBOUNDED,
+    "timelimit": Status.TIME_LIMIT,
+    "memlimit": Status.MEMORY_LIMIT,
+    "primallimit": Status.SIGN_DECIDED,
+    "duallimit": Status.SIGN_DECIDED,
+    "userinterrupt": Status.INTERRUPTED,
+    "terminate": Status.INTERRUPTED,
+}
+_NO_BOUND = (Status.INFEASIBLE, Status.UNBOUNDED, Status.UNKNOWN)
+
+
+class Scip:
+    """SCIP as a `milp.program.Solver`. Settings were chosen by measuring ReLU networks: everything fast, stop at the sign."""
+
+    name = "scip"
+
+    def solve(self, program: Program, limits: Limits = Limits(), stop: StopRule | None = None) -> Solution:  # noqa: B008
+        """Minimise the program. Ctrl-C ends the solve and is passed on as KeyboardInterrupt."""
+        start = time.perf_counter()
+        model, variables = _model(program)
+        _configure(model, limits, stop, time.perf_counter() - start)
+        model.optimizeNogil()
+        native = model.getStatus()
+        if native == "userinterrupt":
+            raise KeyboardInterrupt
+        status = _STATUS.get(native, Status.UNKNOWN)
+        x = None
+        if model.getNSols() > 0 and status not in (Status.INFEASIBLE, Status.UNKNOWN):
+            best = model.getBestSol()
+            x = np.array([model.getSolVal(best, variable) for variable in variables], dtype=np.float64)
+        dual_bound = None if status in _NO_BOUND else _finite(model, model.getDualbound())
+        answer = Answer(status, x, dual_bound, None, f"SCIP status {native}")
+        seconds = time.perf_counter() - start
+        return conclude(program, answer, solver=self.name, tolerances=TOLERANCES, seconds=seconds, stop=stop)
+
+
+def _model(program: Program) -> tuple[pyscipopt.Model, list[pyscipopt.Variable]]:
+    """The program as a SCIP model. Coefficients go in one by one: five times faster than through expressions."""
+    model = pyscipopt.Model()
+    model.hideOutput()
+    columns = zip(program.lower.tolist(), program.upper.tolist(), program.objective.tolist(), program.integer.tolist(), strict=True)
+    variables = [model.addVar(lb=lo, ub=up, obj=c, vtype=_kind(lo, up, integer)) for lo, up, c, integer in columns]
+    if program.constant:
+        model.addObjoffset(program.constant)
+    start, index, value = program.rows.indptr.tolist(), program.rows.indices.tolist(), program.rows.data.tolist()
+    sides = zip(program.row_lower.tolist(), program.row_upper.tolist(), strict=True)
+    for row, (lower, upper) in enumerate(sides):
+        first, last = start[row], start[row + 1]
+        if first == last:
+            if lower > 0.0 or upper < 0.0:
+                first_variable = variables[0]
+                model.addCons(ExprCons(Expr({Term(first_variable): 0.0}), lhs=lower, rhs=upper))
+            continue
+        constraint = model.addCons(ExprCons(Expr({Term(variables[index[first]]): value[first]}), lhs=lower, rhs=upper))
+        for k in range(first + 1, last):
+            model.addCoefLinear(constraint, variables[index[k]], value[k])
+    return model, variables
+
+
+def _kind(lower: float, upper: float, integer: bool) -> str:
+    if not integer:
+        return "C"
+    return "B" if lower >= 0.0 and upper <= 1.0 else "I"
+
+
+def _configure(model: pyscipopt.Model, limits: Limits, stop: StopRule | None, spent: float) -> None:
+    """Fast settings, one thread, fixed seed, wall-clock limits, and the two limits that end the solve at the sign."""
+    model.setHeuristics(_FAST)
+    model.setSeparating(_FAST)
+    model.setPresolve(_FAST)
+    model.setParam("numerics/feastol", TOLERANCES.feasibility)
+    model.setParam("numerics/dualfeastol", TOLERANCES.dual)
+    model.setParam("randomization/randomseedshift", 0)
+    model.setParam("lp/threads", 1)
+    model.setParam("timing/clocktype", 2)
+    if limits.seconds is not None:
+        model.setParam("limits/time", max(limits.seconds - spent, 0.0))
+    if limits.memory_mb is not None:
+        model.setParam("limits/memory", limits.memory_mb)
+    if stop is not None:
+        model.setParam("limits/primal", stop.threshold - stop.margin)
+        model.setParam("limits/dual", float(np.nextafter(stop.threshold + stop.margin, np.inf)))
+
+
+def _finite(model: pyscipopt.Model, value: float) -> float | None:
+    return None if abs(value) >= model.infinity() else float(value)
