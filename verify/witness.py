@@ -1,0 +1,64 @@
+"""Counterexamples as files: NumPy arrays and the VNN-COMP text form. Nothing is left half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bounds.errors import OutputError
+
+if TYPE_CHECKING:
+    from verify.verdict import Falsified
+
+
+def write_atomically(path: str | Path, data: bytes) -> None:
+    """Write a file so that it appears complete or not at all.
+
+    Raises:
+        OutputError: the folder is missing or not writable, the disk is full; the old file, if any, is unchanged.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OutputError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing was changed. Free space or choose another place"
+        ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def vnncomp_text(x: np.ndarray, y: np.ndarray) -> str:
+    """The point and its output as ((X_0 v) ... (Y_0 v) ...), every float printed so that it reads back as the same number."""
+    names = [f"(X_{i} {v!r})" for i, v in enumerate(x.ravel().astype(np.float64).tolist())]
+    names += [f"(Y_{j} {v!r})" for j, v in enumerate(y.ravel().astype(np.float64).tolist())]
+    return "(" + "\n".join(names) + ")\n"
+
+
+def write_counterexample(path: str | Path, found: Falsified) -> None:
+    """Write the witness: the input alone as an array where the name ends in .npy, else input and output in VNN-COMP's text form.
+
+    Raises:
+        OutputError: see `write_atomically`.
+    """
+    if Path(path).suffix == ".npy":
+        buffer = io.BytesIO()
+        np.save(buffer, found.x, allow_pickle=False)
+        write_atomically(path, buffer.getvalue())
+    else:
+        write_atomically(path, vnncomp_text(found.x, found.y).encode())
