@@ -58,10 +58,11 @@ class Piecewise(Activation):
 
     def unstable(self, x: Interval) -> Tensor:
         """Where a knot at which the slope changes lies strictly inside the interval."""
-        knots, slopes, _ = self.pieces()
-        mask = torch.zeros_like(x.lower, dtype=torch.bool)
+        knots, slopes, _ = (_doubles(values, x.lower) for values in self.pieces())
+        lower, upper = x.lower.double(), x.upper.double()  # a knot need not be a number of the working type
+        mask = torch.zeros_like(lower, dtype=torch.bool)
         for knot, (left, right) in zip(knots, pairwise(slopes), strict=True):
-            mask |= (x.lower < knot) & (x.upper > knot) & (torch.as_tensor(left != right, device=mask.device))
+            mask = mask | ((lower < knot) & (upper > knot) & (left != right))
         return mask
 
     def relax(self, x: Interval, slopes: Slopes = "adaptive") -> Relaxation:
@@ -80,7 +81,7 @@ class Piecewise(Activation):
         return Relaxation(lower_slope, rounding.round_down(low, dtype), upper_slope, rounding.round_up(high, dtype))
 
     def float_error(self, x: Interval) -> Tensor:
-        """One rounding of slope * x unless the slope is 0 or +-1, and one of the addition unless a term is zero."""
+        """One rounding of slope * x unless the slope is 0 or +-1, one of the addition unless a term is zero, and the constants' own."""
         magnitude, error = x.magnitude.double(), torch.zeros_like(x.lower, dtype=torch.float64)
         _, slopes, intercepts = (_doubles(values, x.lower) for values in self.pieces())
         for slope, intercept in zip(slopes, intercepts, strict=True):
@@ -88,7 +89,8 @@ class Piecewise(Activation):
             multiplies, adds = (slope != 0) & (slope.abs() != 1), (slope != 0) & (intercept != 0)
             once = rounding.gamma(1, torch.float32) * product + rounding.underflow(1, torch.float32)
             again = rounding.gamma(2, torch.float32) * (product + intercept.abs())
-            error = torch.maximum(error, torch.where(multiplies, once, 0.0) + torch.where(adds, again, 0.0))
+            stored = (slope - slope.float()).abs() * magnitude + (intercept - intercept.float()).abs()
+            error = torch.maximum(error, torch.where(multiplies, once, 0.0) + torch.where(adds, again, 0.0) + rounding.SAFETY * stored)
         return rounding.round_up(error, x.lower.dtype)
 
 
@@ -167,13 +169,16 @@ class _Curve:
 def _enclose(a: Tensor, c: Tensor, slope: Tensor, point: Tensor) -> tuple[Tensor, Tensor]:
     """Numbers <= and >= (a - slope) point + c in real arithmetic.
 
-    Exactly c when a factor is zero; when c = 0 the rounded product has the exact sign; else allows for three roundings and an underflow.
+    Allows for three roundings and an underflow, unless every step is exact by inspection; when c = 0 the rounded product has the exact sign.
     """
     factor = a - slope
     product = factor * point
     value = product + c
-    error = rounding.gamma(4, torch.float64) * (product.abs() + c.abs()) + rounding.underflow(2, torch.float64)
-    error = torch.where((factor == 0) | (point == 0), 0.0, error)
+    vanishes = (factor == 0) | (point == 0)
+    subtracts_exactly = (a == 0) | (slope == 0)
+    is_exact = vanishes | (subtracts_exactly & (factor.abs() == 1) & (c == 0))
+    error = rounding.gamma(2, torch.float64) * (product.abs() + value.abs()) + rounding.underflow(2, torch.float64)
+    error = torch.where(is_exact, 0.0, error)
     sign = torch.where(c == 0, torch.sign(factor) * torch.sign(point), math.nan)
     least = torch.where(sign >= 0, (value - error).clamp(min=0.0), value - error)
     most = torch.where(sign <= 0, (value + error).clamp(max=0.0), value + error)
@@ -226,7 +231,7 @@ class Relu(Piecewise):
         chord = torch.where(active, 1.0, positive / (positive - negative)).to(dtype)
         exact = chord.double()
         gap = torch.maximum(-exact * negative, (1 - exact) * positive)
-        error = rounding.gamma(4, torch.float64) * gap + rounding.underflow(2, torch.float64)
+        error = 2 * rounding.gamma(2, torch.float64) * gap + rounding.underflow(2, torch.float64)
         upper_intercept = rounding.round_up(torch.where(active | (upper <= 0), 0.0, gap + error), dtype)
         lower_slope = chord if slopes == "parallel" else (active | (upper > -lower)).to(dtype)
         return Relaxation(lower_slope, torch.zeros_like(chord), chord, upper_intercept)
