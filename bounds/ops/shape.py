@@ -94,10 +94,9 @@ class Gather(MovesData):
 
 @dataclass(frozen=True, eq=False)
 class Window(MovesData):
-    """The taps of every pooling window. x: (1, channels, *spatial) -> (1, channels, *output spatial, taps).
+    """The taps of pooling windows. x: (1, channels, *spatial) -> (1, channels, windows, taps).
 
-    index: (*output spatial, taps), int64, positions in the flattened spatial axes. A tap outside x repeats one inside its own window,
-    which leaves the maximum over the last axis what it is.
+    index: (windows, taps), int64, positions in the flattened spatial axes.
     """
 
     index: Tensor
