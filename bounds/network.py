@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import networkx
 import numpy as np
 import torch
 from torch import Tensor
@@ -17,14 +16,20 @@ from bounds.errors import ShapeError
 from bounds.ops.base import Activation, Affine, Input, Op, Shape, product
 
 if TYPE_CHECKING:
+    import networkx
     from torch import nn
 
 
 class Original(Protocol):
     """The model as the user gave it, run by its own runtime: what a counterexample is replayed on."""
 
-    input_shape: Shape
-    input_dtype: np.dtype
+    @property
+    def input_shape(self) -> Shape:
+        """Shape of one input."""
+
+    @property
+    def input_dtype(self) -> np.dtype:
+        """The type that inputs are cast to before they are run."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """Outputs for a batch: (N, *input_shape) -> (N, *output_shape), each point evaluated as the original runtime does."""
@@ -122,6 +127,8 @@ class Network:
     @functools.cached_property
     def graph(self) -> networkx.DiGraph:
         """The network as a networkx graph whose nodes are indices with attributes `name`, `op` and `shape`."""
+        import networkx  # a tenth of a second that most questions do not need
+
         graph = networkx.DiGraph()
         for index, node in enumerate(self.nodes):
             graph.add_node(index, name=node.name, op=type(node.op).__name__, shape=node.shape)

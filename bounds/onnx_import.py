@@ -166,7 +166,7 @@ def _read(model: str | Path | bytes) -> tuple[bytes, str, Path | None]:
 
 
 def _parse(data: bytes, what: str, folder: Path | None) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not data:
         raise ModelError(f"{what} is empty; fetch or export it again")
@@ -335,7 +335,6 @@ class _Importer:
                 raise UnsupportedOpError(f"node {name!r} (Constant) holds no dense numeric value; store one")
             builder.constants[proto.output[0]] = _constant_value(attribute, name)
             return
-        empty = onnx.TensorProto.UNDEFINED
         feeds = {n: builder.constants[n] for n in dict.fromkeys(proto.input) if n}
         inputs = [onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()]
         used = [n for n in proto.output if n]

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -243,7 +244,7 @@ class Shift(Affine):
 
     def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
         x = xs[0]
-        return x.expand(x.shape[0], *torch.broadcast_shapes(x.shape[1:], self.offset.shape))
+        return x.expand(x.shape[0], *broadcast_shape(x.shape[1:], self.offset.shape))
 
     def bias(self) -> Tensor:
         return self.offset if self.factor is None else self.offset * self.factor
@@ -343,6 +344,13 @@ class AveragePool(Affine):
         x = F.pad(xs[0].flatten(0, 1), [p for pair in reversed(self.pads) for p in pair])
         return self._window_sum(x).unflatten(0, xs[0].shape[:2]) / self.counts
 
+    def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
+        axes = len(self.kernel)
+        ones = A.new_ones(1, 1, *self.kernel)
+        x = _CONV_TRANSPOSE[axes]((A / self.counts).flatten(0, 2).unsqueeze(1), ones, None, self.strides)
+        x = F.pad(x, [-p for pair in reversed(self.pads) for p in pair])
+        return (x.reshape(A.shape[0], *shapes[0]),)
+
     def terms(self, *shapes: Shape) -> int:
         return product(self.kernel) + 1
 
@@ -398,9 +406,14 @@ def sum_to(A: Tensor, shape: Shape) -> Tensor:
     return A.sum(dim=axes).reshape(A.shape[0], *shape) if axes else A
 
 
+def broadcast_shape(*shapes: Shape) -> Shape:
+    """The shape that tensors of these shapes broadcast to (torch's own function takes 0.3 s the first time, for symbolic sizes)."""
+    return np.broadcast_shapes(*(tuple(shape) for shape in shapes))
+
+
 def broadcast_copies(constant: Shape, shape: Shape) -> int:
     """How many outputs one element of `shape` reaches when it is broadcast against `constant`; 0 when each reaches one."""
-    copies = product(torch.broadcast_shapes(constant, shape)) // product(shape)
+    copies = product(broadcast_shape(constant, shape)) // product(shape)
     return copies if copies > 1 else 0
 
 

@@ -132,9 +132,9 @@ class Affine(Op):
 
     def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
         """W_j^T A for every input j. A: (M, *output_shape) -> one (M, *input_shape) per input."""
-        zeros = [A.new_zeros(A.shape[0], *s) for s in shapes]
-        _, pull = torch.func.vjp(lambda *xs: self.linear(*xs, absolute=absolute), *zeros)
-        return tuple(pull(A))
+        with torch.enable_grad():
+            xs = [A.new_zeros(A.shape[0], *s).requires_grad_() for s in shapes]
+            return torch.autograd.grad(self.linear(*xs, absolute=absolute), xs, A, create_graph=A.requires_grad)
 
     def interval(self, *xs: Interval) -> Interval:
         return self.interval_and_magnitude(*xs)[0]
