@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from bounds.errors import DataError
 
 _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _CIFAR_RECORD = 1 + 3 * 32 * 32
+_MNIST_FOLDERS = ("mnist", "MNIST", "MNIST/raw")
+_CIFAR_FOLDERS = ("cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin")
+_INDEX = re.compile(r"(\d+)(?::(\d+)(?::(\d+))?)?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,44 +55,81 @@ class Dataset:
         return images.reshape(-1, *shape).astype(np.float32) / np.float32(255)
 
 
-def load_dataset(name: str, folder: str | Path) -> Dataset:
-    """The test images of a data set. `name`: mnist or cifar10; `folder`: where its official files are.
+def load_dataset(name: str, folder: str | Path, split: str = "test") -> Dataset:
+    """The images of a data set. `name`: mnist or cifar10; `split`: test or train.
+
+    `folder` holds the official files, plain or gzipped, itself or in a folder named after the data set. CIFAR-10 may be cut short: what is
+    there is read, in the official order.
 
     Raises:
-        DataError: an unknown name, a missing or malformed file.
+        DataError: an unknown name or split, a missing or malformed file.
     """
     readers = {"mnist": _read_mnist, "cifar10": _read_cifar10}
     if name not in readers:
         raise DataError(f"unknown data set {name!r}; known are {', '.join(readers)}")
+    if split not in ("test", "train"):
+        raise DataError(f"unknown split {split!r}; use test or train")
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; give the folder that holds the {name} files")
-    return readers[name](folder)
+    return readers[name](folder, split)
 
 
-def _read_mnist(folder: Path) -> Dataset:
-    images = _read_idx(_find(folder, ("t10k-images-idx3-ubyte*", "t10k-images.idx3-ubyte*")), _IDX_IMAGES)
-    labels = _read_idx(_find(folder, ("t10k-labels-idx1-ubyte*", "t10k-labels.idx1-ubyte*")), _IDX_LABELS)
+def parse_index(text: str) -> list[int]:
+    """The indices that a text such as "0:10" (10 not included), "5", "3,7,9" or "0:100:10,500" names, in its order.
+
+    Raises:
+        DataError: anything else, an empty or unbounded range, negative numbers.
+    """
+    chosen: list[int] = []
+    for part in text.split(","):
+        match = _INDEX.fullmatch(part.strip())
+        if match is None:
+            raise DataError(f"index {part.strip()!r} is neither a number nor a range; write 5, 0:10, 0:100:10 or 3,7,9")
+        start = int(match[1])
+        stop, step = (None if group is None else int(group) for group in match.groups()[1:])
+        if step == 0:
+            raise DataError(f"index {part.strip()!r} has step 0; write START:STOP:STEP with STEP at least 1")
+        numbers = range(start, start + 1) if stop is None else range(start, stop, step or 1)
+        if not numbers:
+            raise DataError(f"index {part.strip()!r} names no image: STOP must be above START")
+        chosen.extend(numbers)
+    return chosen
+
+
+def _read_mnist(folder: Path, split: str) -> Dataset:
+    prefix = "t10k" if split == "test" else "train"
+    images = _read_idx(_find(folder, (f"{prefix}-images-idx3-ubyte*", f"{prefix}-images.idx3-ubyte*"), _MNIST_FOLDERS)[0], _IDX_IMAGES)
+    labels = _read_idx(_find(folder, (f"{prefix}-labels-idx1-ubyte*", f"{prefix}-labels.idx1-ubyte*"), _MNIST_FOLDERS)[0], _IDX_LABELS)
     if len(images) != len(labels):
         raise DataError(f"{folder}: {len(images)} images but {len(labels)} labels; fetch the files again")
     return Dataset("mnist", images[:, None], labels)
 
 
-def _read_cifar10(folder: Path) -> Dataset:
-    path = _find(folder, ("test_batch*.bin", "test_batch*.bin.gz", "cifar-10-batches-bin/test_batch*.bin"))
-    data = _read(path)
-    if not data or len(data) % _CIFAR_RECORD:
-        raise DataError(f"{path}: {len(data)} bytes are no whole number of {_CIFAR_RECORD}-byte records; fetch the file again")
-    records = np.frombuffer(data, np.uint8).reshape(-1, _CIFAR_RECORD)
-    return Dataset("cifar10", records[:, 1:].reshape(-1, 3, 32, 32), records[:, 0])
+def _read_cifar10(folder: Path, split: str) -> Dataset:
+    if split == "test":
+        paths = _find(folder, ("test_batch.bin", "test_batch.bin.gz", "test_batch*.bin", "test_batch*.bin.gz"), _CIFAR_FOLDERS)[:1]
+    else:
+        paths = _find(folder, ("data_batch_[1-5].bin", "data_batch_[1-5].bin.gz"), _CIFAR_FOLDERS)
+    records = []
+    for path in paths:
+        data = _read(path)
+        if not data or len(data) % _CIFAR_RECORD:
+            raise DataError(f"{path}: {len(data)} bytes are no whole number of {_CIFAR_RECORD}-byte records; fetch the file again")
+        records.append(np.frombuffer(data, np.uint8).reshape(-1, _CIFAR_RECORD))
+        if int(records[-1][:, 0].max()) > 9:
+            raise DataError(f"{path}: a label is above 9, so this is not the CIFAR-10 binary format; fetch the file again")
+    joined = np.concatenate(records)
+    return Dataset("cifar10", joined[:, 1:].reshape(-1, 3, 32, 32), joined[:, 0])
 
 
-def _find(folder: Path, patterns: Sequence[str]) -> Path:
-    """The first file that matches a pattern; patterns are tried in order."""
-    for pattern in patterns:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if found:
-            return found[0]
+def _find(folder: Path, patterns: Sequence[str], inside: Sequence[str]) -> list[Path]:
+    """The files that match the first pattern to match any, in `folder` or else in one of its folders `inside`."""
+    for place in (folder, *(folder / name for name in inside)):
+        for pattern in patterns:
+            found = sorted(path for path in place.glob(pattern) if path.is_file())
+            if found:
+                return found
     raise DataError(f"{folder}: no file {patterns[0].removesuffix('*')} (or .gz) here; give the folder that holds the official files")
 
 
