@@ -1,0 +1,172 @@
+"""The command `ringfence`. Nothing heavy is imported before a command runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from verify.exits import ERROR, INTERRUPTED, VERIFIED
+
+app = typer.Typer(
+    name="ringfence",
+    epilog="Exit codes: 0 verified, 1 falsified, 2 bad input or usage, 3 unknown; for several questions the worst in the order 2, 1, 3, 0.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds allowed for each question; then the answer is unknown.", min=0.0)]
+Device = Annotated[str, typer.Option(help="Where bounds and attacks run: cpu, cuda or cuda:N.")]
+MemoryLimit = Annotated[str | None, typer.Option(help="Memory for the work of one question, such as 4GB or 500MB; a bare number is MB.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+HiddenTimeout = Annotated[float | None, typer.Option("--timeout", hidden=True, min=0.0)]
+HiddenDevice = Annotated[str, typer.Option("--device", hidden=True)]
+HiddenMemoryLimit = Annotated[str | None, typer.Option("--memory-limit", hidden=True)]
+HiddenSeed = Annotated[int, typer.Option("--seed", hidden=True, min=0)]
+Model = Annotated[Path, typer.Argument(metavar="NET.onnx", help="The network, plain or gzipped ONNX.", show_default=False)]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit. Every deliberate error is one line on stderr and exit code 2."""
+    given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        code = app(given, prog_name="ringfence", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        message = _message(error)
+        if message is None:
+            raise
+        _complain(message)
+        code = ERROR
+    sys.exit(code)
+
+
+def _complain(message: str) -> None:
+    """One line on stderr."""
+    sys.stderr.write(f"ringfence: {' '.join(message.split())}\n")
+
+
+def _message(error: Exception) -> str | None:
+    """What to tell about a mistake of the user's, or None for one of ours, which keeps its traceback."""
+    usage = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+    if isinstance(error, usage):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "ringfence"
+        return f"{error.format_message().rstrip(chr(46))} (see {command} --help)"  # type: ignore[attr-defined]
+    errors = sys.modules.get("bounds.errors")
+    return str(error) if errors is not None and isinstance(error, errors.RingfenceError) else None
+
+
+def _print(text: str) -> None:
+    """Text to stdout at once. A reader that has gone away changes no exit code; a full disk is an error."""
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        from bounds.errors import OutputError
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OutputError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        _print(f"ringfence {version('ringfence')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def ringfence(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")] = False,
+) -> None:
+    """Prove what a neural network can and cannot output on a whole region of inputs."""
+
+
+@app.command()
+def verify(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    spec: Annotated[
+        Path | None, typer.Argument(metavar="SPEC.vnnlib", help="The question, plain or gzipped VNNLIB 1.0.", show_default=False)
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Ask about images of a data set instead: mnist or cifar10.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's official files.")] = None,
+    index: Annotated[str, typer.Option(help="Test images to ask about: one such as 7, or a range such as 0:10.")] = "0",
+    norm: Annotated[str, typer.Option(help="Norm of the perturbation: inf, 2 or 1.")] = "inf",
+    eps: Annotated[float | None, typer.Option(help="Radius of the perturbation in units of pixels in [0, 1].")] = None,
+    counterexample: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write the input that violates the question: .npy, else VNN-COMP's text form; NAME-INDEX.EXT for several images."
+        ),
+    ] = None,
+    semantics: Annotated[str, typer.Option(help="Arithmetic that verified covers: real or float32-any-order.")] = "real",
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Let a second solver agree before a solver's proof counts as verified.")
+    ] = False,
+    as_json: Json = False,
+    timeout: Timeout = None,
+    device: Device = "cpu",
+    memory_limit: MemoryLimit = None,
+    seed: Seed = 0,
+) -> int:
+    """Answer a question: verified, falsified or unknown."""
+    start = time.monotonic()
+    from verify.command import Run, Settings, choose, read_semantics
+    from verify.questions import read_memory
+
+    source = choose(spec, dataset, data_dir, index, norm, eps)
+    settings = Settings(timeout, device, read_memory(memory_limit), seed, read_semantics(semantics), confirm, counterexample)
+    return Run(settings.check(), _print, as_json).verify(model, source, start)
+
+
+@app.command()
+def inspect(
+    model: Model,
+    as_json: Json = False,
+    timeout: HiddenTimeout = None,
+    device: HiddenDevice = "cpu",
+    memory_limit: HiddenMemoryLimit = None,
+    seed: HiddenSeed = 0,
+) -> int:
+    """Show what a network is made of and how it is handled."""
+    from verify.layers import inventory
+    from verify.output import to_json
+
+    found = inventory(model)
+    _print(to_json(found.document()) if as_json else str(found))
+    if found.error is not None:
+        _complain(found.error)
+        return ERROR
+    return VERIFIED
+
+
+@app.command()
+def explain(
+    spec: Annotated[Path, typer.Argument(metavar="SPEC.vnnlib", help="The question, plain or gzipped VNNLIB 1.0.", show_default=False)],
+    as_json: Json = False,
+    timeout: HiddenTimeout = None,
+    device: HiddenDevice = "cpu",
+    memory_limit: HiddenMemoryLimit = None,
+    seed: HiddenSeed = 0,
+) -> int:
+    """Say a question in plain English, and what verified would mean."""
+    from verify.explain import explain as explanation
+    from verify.output import to_json
+    from verify.vnnlib import read_vnnlib
+
+    found = explanation(read_vnnlib(spec))
+    _print(to_json({"schema": "ringfence/1"} | found.to_dict()) if as_json else str(found))
+    return VERIFIED
