@@ -60,16 +60,24 @@ class Pgd:
     seed: int = 0
 
     def __call__(
-        self, network: Network, region: Region, margins: Margins, *, accept: Accept | None = None, deadline: float | None = None
+        self,
+        network: Network,
+        region: Region,
+        margins: Margins,
+        *,
+        starts: Tensor | None = None,
+        accept: Accept | None = None,
+        deadline: float | None = None,
     ) -> Candidates:
         """Attack every region of the batch.
 
-        margins: shared C (rows, outputs), or one C for each region. accept: decides whether a point of margin <= 0 ends the search (default:
-        always). deadline: a value of time.monotonic() at which the best so far is returned.
+        margins: shared C (rows, outputs), or one C for each region. starts: points (batch, count, *shape) that somebody thinks promising,
+        tried together with the centre. accept: decides whether a point of margin <= 0 ends the search (default: always). deadline: a value
+        of time.monotonic() at which the best so far is returned.
         """
         ratio = (self.last_step / self.first_step) ** (1 / max(1, self.steps - 1))
         sizes = [self.first_step * ratio**t for t in range(self.steps)]
-        return _Search(network, region, margins, accept, deadline, self.seed).run(sizes, self.restarts)
+        return _Search(network, region, margins, accept, deadline, self.seed).run(sizes, self.restarts, starts)
 
 
 @dataclass(frozen=True)
@@ -82,10 +90,17 @@ class Fgsm:
     seed: int = 0
 
     def __call__(
-        self, network: Network, region: Region, margins: Margins, *, accept: Accept | None = None, deadline: float | None = None
+        self,
+        network: Network,
+        region: Region,
+        margins: Margins,
+        *,
+        starts: Tensor | None = None,
+        accept: Accept | None = None,
+        deadline: float | None = None,
     ) -> Candidates:
         """As `Pgd.__call__`."""
-        return _Search(network, region, margins, accept, deadline, self.seed).run([1.0], 1)
+        return _Search(network, region, margins, accept, deadline, self.seed).run([1.0], 1, starts)
 
 
 Attack = Pgd | Fgsm
@@ -156,24 +171,24 @@ class _Search:
         self.found = torch.zeros(region.batch, dtype=torch.bool, device=self.device)
         self.targets = torch.zeros(region.batch, len(margins.ranges), dtype=torch.long, device=self.device)
 
-    def run(self, sizes: list[float], restarts: int) -> Candidates:
+    def run(self, sizes: list[float], restarts: int, starts: Tensor | None = None) -> Candidates:
         group = max(1, _POINTS // self.region.batch)
         done = 0
         while done < restarts and not self.found.all() and not self.late():
             # The centre alone first: it settles the easy regions and ranks the unsafe sets.
             count = 1 if done == 0 else min(group, restarts - done)
-            self.run_group(sizes, done, count)
+            self.run_group(sizes, done, count, starts)
             done += count
         return Candidates(self.best, self.margin, self.found)
 
     def late(self) -> bool:
         return self.deadline is not None and time.monotonic() >= self.deadline
 
-    def run_group(self, sizes: list[float], first: int, count: int) -> None:
+    def run_group(self, sizes: list[float], first: int, count: int, given: Tensor | None) -> None:
         """`count` restarts, numbered from `first`, on the regions that are still open."""
         open_regions = (~self.found).nonzero().flatten()
         geometry, goal = self.narrowed(open_regions)
-        x = self.starts(geometry, first, count)
+        x = self.starts(geometry, count) if first else self.first_starts(geometry, given)
         for step, size in enumerate([*sizes, 0.0]):
             gradient = self.evaluate(x, goal, open_regions, first, step == 0)
             still = ~self.found[open_regions]
@@ -189,9 +204,12 @@ class _Search:
             return _Geometry(self.region, self.dtype), self.margins
         return _Geometry(self.region.select(regions), self.dtype), self.margins.select(regions)
 
-    def starts(self, geometry: _Geometry, first: int, count: int) -> Tensor:
-        if first == 0:
-            return geometry.project(geometry.center.unsqueeze(1))
+    def first_starts(self, geometry: _Geometry, given: Tensor | None) -> Tensor:
+        """The centres and the points given; nothing has been found yet, so all regions are open."""
+        centers = geometry.center.unsqueeze(1)
+        return geometry.project(centers if given is None else torch.cat([centers, given.to(centers)], dim=1))
+
+    def starts(self, geometry: _Geometry, count: int) -> Tensor:
         return geometry.project(geometry.region.sample(count, self.generator).to(self.dtype))
 
     def evaluate(self, x: Tensor, goal: Margins, regions: Tensor, first: int, ranking: bool) -> Tensor:
@@ -199,19 +217,25 @@ class _Search:
         x = x.detach().requires_grad_(True)
         with torch.enable_grad():
             y = self.network(x).flatten(2)
-            per_set = goal.of(y)
-            if first == 0:
-                pursued = per_set.amin(-1)
-            else:
-                sets = self.targets[regions]
-                turn = torch.arange(first - 1, first - 1 + x.shape[1], device=x.device) % sets.shape[1]
-                pursued = per_set.gather(-1, sets[:, turn].unsqueeze(-1)).squeeze(-1)
+            rows = goal.rows(y)
+            per_set = goal.per_set(rows)
+            pursued = per_set.amin(-1) if first == 0 else self.pursued(goal, rows, per_set, self.targets[regions], first)
             (gradient,) = torch.autograd.grad(pursued.sum(), x) if pursued.requires_grad else (torch.zeros_like(x),)
         per_set = per_set.detach()
         if first == 0 and ranking:
             self.targets[regions] = per_set[:, 0].argsort(dim=-1)
         self.record(x.detach(), per_set.amin(-1), regions)
         return gradient
+
+    def pursued(self, goal: Margins, rows: Tensor, per_set: Tensor, sets: Tensor, first: int) -> Tensor:
+        """What restarts numbered from `first` minimise: their set's margin or, every other round where sets have several rows, its excess."""
+        number = torch.arange(first - 1, first - 1 + rows.shape[1], device=rows.device)
+        turn = sets[:, number % sets.shape[1]].unsqueeze(-1)
+        margin = per_set.gather(-1, turn).squeeze(-1)
+        if all(stop - start == 1 for start, stop in goal.ranges):
+            return margin
+        excess = goal.excess(rows).gather(-1, turn).squeeze(-1)
+        return torch.where((number // sets.shape[1]) % 2 == 0, excess, margin)
 
     def record(self, x: Tensor, worst: Tensor, regions: Tensor) -> None:
         value, which = worst.nan_to_num(nan=math.inf).min(dim=1)
@@ -227,11 +251,18 @@ class _Search:
 
 
 def falsify(
-    network: Network, spec: Specification, attack: Attack, *, deadline: float | None = None, rounded: bool = False
+    network: Network,
+    spec: Specification,
+    attack: Attack,
+    *,
+    starts: Tensor | None = None,
+    deadline: float | None = None,
+    rounded: bool = False,
 ) -> tuple[Falsified | None, Candidates]:
     """Search one specification for a counterexample that replays; also the best candidate where none does.
 
-    deadline: a value of time.monotonic(). rounded: see `verify.verdict.replay`.
+    starts: promising points (1, count, *shape), such as the corners at which linear bounds are smallest. deadline: a value of
+    time.monotonic(). rounded: see `verify.verdict.replay`.
     """
     confirmed: list[Falsified] = []
 
@@ -241,7 +272,7 @@ def falsify(
             confirmed.append(found)
         return found is not None
 
-    best = attack(network, spec.region, margins(spec), accept=accept, deadline=deadline)
+    best = attack(network, spec.region, margins(spec), starts=starts, accept=accept, deadline=deadline)
     return (confirmed[0] if confirmed else None), best
 
 

@@ -17,7 +17,7 @@ _IDX_IMAGES, _IDX_LABELS = 2051, 2049
 _CIFAR_RECORD = 1 + 3 * 32 * 32
 _MNIST_FOLDERS = ("mnist", "MNIST", "MNIST/raw")
 _CIFAR_FOLDERS = ("cifar10", "cifar-10-batches-bin", "cifar10/cifar-10-batches-bin")
-_INDEX = re.compile(r"(\d+)(?::(\d+)(?::(\d+))?)?")
+_INDEX = re.compile(r"(\d+)|(\d*):(\d*)(?::(\d+))?")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,24 +75,27 @@ def load_dataset(name: str, folder: str | Path, split: str = "test") -> Dataset:
     return readers[name](folder, split)
 
 
-def parse_index(text: str) -> list[int]:
-    """The indices that a text such as "0:10" (10 not included), "5", "3,7,9" or "0:100:10,500" names, in its order.
+def parse_index(text: str, count: int) -> list[int]:
+    """The images that a text such as "7", "0:10" (10 not included), "5:", ":5", "0:100:10" or "3,7,9" names among `count`, in its order.
 
     Raises:
-        DataError: anything else, an empty or unbounded range, negative numbers.
+        DataError: anything else, an empty range, an index out of range.
     """
     chosen: list[int] = []
     for part in text.split(","):
         match = _INDEX.fullmatch(part.strip())
         if match is None:
-            raise DataError(f"index {part.strip()!r} is neither a number nor a range; write 5, 0:10, 0:100:10 or 3,7,9")
-        start = int(match[1])
-        stop, step = (None if group is None else int(group) for group in match.groups()[1:])
-        if step == 0:
-            raise DataError(f"index {part.strip()!r} has step 0; write START:STOP:STEP with STEP at least 1")
-        numbers = range(start, start + 1) if stop is None else range(start, stop, step or 1)
-        if not numbers:
-            raise DataError(f"index {part.strip()!r} names no image: STOP must be above START")
+            raise DataError(
+                f"cannot read the index {part.strip()!r}; give an image such as 7, a range such as 0:10, or a list such as 3,7,9"
+            )
+        single, start, stop, step = match.groups()
+        first = int(single or start or 0)
+        last = first + 1 if single else int(stop or count)
+        numbers = range(first, last, max(1, int(step or 1)))
+        if not numbers or (step and int(step) == 0):
+            raise DataError(f"the index {part.strip()!r} names no image; a range ends after it starts and its step is at least 1")
+        if numbers[-1] >= count or (stop and last > count):
+            raise DataError(f"the index {part.strip()!r} is out of range: there are images 0 to {count - 1}")
         chosen.extend(numbers)
     return chosen
 

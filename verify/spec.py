@@ -139,10 +139,18 @@ class Margins:
 
         With one C for each region y is (batch, points, outputs).
         """
+        return self.per_set(self.rows(y))
+
+    def rows(self, y: Tensor) -> Tensor:
+        """C y - d in the type of y. y: (..., outputs) -> (..., rows); with one C for each region y is (batch, points, outputs)."""
         C, d = self.C.to(y), self.d.to(y)
         if C.dim() == 2:
-            return self.per_set(y @ C.T - d)
-        return self.per_set(torch.bmm(y, C.transpose(1, 2)) - d.unsqueeze(1))
+            return y @ C.T - d
+        return torch.bmm(y, C.transpose(1, 2)) - d.unsqueeze(1)
+
+    def excess(self, rows: Tensor) -> Tensor:
+        """sum over the rows of each set of max(C y - d, 0): the total violation, zero exactly in the set. rows: (..., rows) -> (..., sets)."""
+        return torch.stack([rows[..., start:stop].clamp_min(0).sum(-1) for start, stop in self.ranges], dim=-1)
 
     def select(self, indices: Tensor) -> Margins:
         """The margins of a sub-batch of regions (itself where all regions share one C)."""

@@ -23,10 +23,11 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from bounds.errors import SpecError
 from verify.exact import ExactBox, ExactHalfspaces, ExactRow, ExactSpec
+from verify.sexpr import Expression, Tokens
 
 if TYPE_CHECKING:
     from bounds.network import Network
@@ -35,16 +36,11 @@ if TYPE_CHECKING:
 MAX_CONJUNCTIONS = 10_000
 """Largest number of conjunctions the disjunctive normal form may have."""
 
-_MAX_DEPTH = 100
 _MAX_EXPONENT = 1000
-_TOKEN = re.compile(r';[^\n]*|\|[^|]*\||"[^"]*"|[()]|[^\s();|"]+|[|"]')
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE]([+-]?\d+))?")
 _NAME = re.compile(r"([XY])_(0|[1-9]\d*)")
 _IGNORED = frozenset({"set-logic", "set-info", "set-option", "check-sat", "get-model", "exit"})
 _COMPARISONS = frozenset({"<=", ">=", "<", ">", "="})
-
-Expression = int | list["Expression"]
-"""An atom is the index of its token; a list starts with the index of its opening parenthesis (as an atom)."""
 
 
 @dataclass(frozen=True)
@@ -178,12 +174,11 @@ class _Box:
         side[bound.index] = (bound.value, bound.strict)
 
 
-class _Reader:
-    """One pass over the tokens; the token index is the position that errors are reported at."""
+class _Reader(Tokens):
+    """One pass over the tokens of a file."""
 
     def __init__(self, text: str, source: str) -> None:
-        self.text, self.source = text, source
-        self.tokens = [token for token in _TOKEN.findall(text) if token[0] != ";"]
+        super().__init__(text, source)
         self.declared: dict[str, int] = {}
         self.numbers: dict[str, Fraction] = {}
         self.base = _Box({}, {})
@@ -191,12 +186,6 @@ class _Reader:
         self.asserted_false: int | None = None
         self.disjunctions: list[tuple[Conjunction, ...]] = []
         self.last_bound: dict[int, int] = {}
-
-    def fail(self, token: int, message: str) -> NoReturn:
-        """Raise an error at the line of a token."""
-        positions = (match.start() for match in _TOKEN.finditer(self.text) if match.group()[0] != ";")
-        position = next((start for number, start in enumerate(positions) if number == token), len(self.text))
-        raise SpecError(f"{self.source}, line {self.text.count(chr(10), 0, position) + 1}: {message}")
 
     # --- statements
 
@@ -246,42 +235,6 @@ class _Reader:
         elif keyword not in _IGNORED:
             self.fail(start, f"unknown statement {keyword!r}; VNNLIB 1.0 has declare-const and assert")
         return index
-
-    def read_expression(self, start: int) -> tuple[Expression, int]:
-        """The expression that starts at a token, and the index after it."""
-        tokens = self.tokens
-        if tokens[start] == ")":
-            self.fail(start, "a closing parenthesis has no opening one")
-        if tokens[start] != "(":
-            return start, start + 1
-        stack: list[list[Expression]] = []
-        for index in range(start, len(tokens)):
-            token = tokens[index]
-            if token == "(":
-                if len(stack) == _MAX_DEPTH:
-                    self.fail(index, f"parentheses are nested deeper than {_MAX_DEPTH}; flatten the formula")
-                stack.append([index])
-            elif token == ")":
-                closed = stack.pop()
-                if not stack:
-                    return closed, index + 1
-                stack[-1].append(closed)
-            else:
-                stack[-1].append(index)
-        opened = stack[0][0]
-        self.fail(opened if isinstance(opened, int) else start, "this parenthesis is never closed; the file may be truncated")
-
-    def position(self, expression: Expression) -> int:
-        """The token index an expression starts at."""
-        while isinstance(expression, list):
-            expression = expression[0]
-        return expression
-
-    def head(self, expression: list[Expression]) -> str:
-        """The keyword or operator of a list."""
-        if len(expression) < 2 or not isinstance(expression[1], int):
-            self.fail(self.position(expression), "expected a keyword or an operator after the parenthesis")
-        return self.tokens[expression[1]]
 
     def read_declaration(self, expression: list[Expression]) -> None:
         at = self.position(expression)
