@@ -142,8 +142,8 @@ def inspect(
     seed: HiddenSeed = 0,
 ) -> int:
     """Show what a network is made of and how it is handled."""
+    from verify.document import to_json
     from verify.layers import inventory
-    from verify.output import to_json
 
     found = inventory(model)
     _print(to_json(found.document()) if as_json else str(found))
@@ -163,10 +163,10 @@ def explain(
     seed: HiddenSeed = 0,
 ) -> int:
     """Say a question in plain English, and what verified would mean."""
+    from verify.document import SCHEMA, to_json
     from verify.explain import explain as explanation
-    from verify.output import to_json
     from verify.vnnlib import read_vnnlib
 
     found = explanation(read_vnnlib(spec))
-    _print(to_json({"schema": "ringfence/1"} | found.to_dict()) if as_json else str(found))
+    _print(to_json({"schema": SCHEMA} | found.to_dict()) if as_json else str(found))
     return VERIFIED

@@ -13,7 +13,8 @@ from bounds.engine import DEFAULT_MEMORY_MB, place
 from bounds.errors import OutputError, RingfenceError, SpecError
 from bounds.network import Network
 from verify import exits
-from verify.output import Answer, counterexample_path, describe_all, say, to_json
+from verify.document import to_json
+from verify.output import Answer, counterexample_path, describe_all, say
 from verify.questions import Question, Robustness, from_file
 from verify.run import verify
 from verify.verdict import Falsified, Semantics, Unknown
@@ -74,8 +75,11 @@ class Settings:
             DeviceError: the device is not there. OutputError: the folder of the counterexample is missing.
         """
         place(self.device)
-        if self.counterexample is not None and not self.counterexample.parent.is_dir():
-            raise OutputError(f"cannot write {self.counterexample}: no folder {self.counterexample.parent}; create it or name another")
+        path = self.counterexample
+        if path is not None and not path.parent.is_dir():
+            raise OutputError(f"cannot write {path}: no folder {path.parent}; create it or name another")
+        if path is not None and path.exists() and not path.is_file():
+            raise OutputError(f"cannot write {path}: it is no ordinary file; name another")
         return self
 
 

@@ -11,6 +11,7 @@ from bounds.errors import ModelError
 from bounds.network import Network
 from bounds.ops.base import Activation, Op, product
 from bounds.ops.smooth import Smooth
+from verify.document import SCHEMA
 
 if TYPE_CHECKING:
     from bounds.onnx_survey import GraphRow
@@ -54,7 +55,7 @@ class Inventory:
 
     def document(self) -> dict[str, Any]:
         """The JSON object that `ringfence inspect --json` prints."""
-        document: dict[str, Any] = {"schema": "ringfence/1", "input_shape": self.input_shape, "output_shape": self.output_shape}
+        document: dict[str, Any] = {"schema": SCHEMA, "input_shape": self.input_shape, "output_shape": self.output_shape}
         document |= {"dtype": self.dtype, "nodes": [asdict(row) for row in self.nodes], "totals": self.totals}
         return document if self.error is None else document | {"error": self.error}
 

@@ -1,20 +1,16 @@
-"""What leaves the program: JSON documents and exit codes."""
+"""What `ringfence verify` tells: one answer as a JSON object or as a line of text."""
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from verify import exits
+from verify.document import SCHEMA
 from verify.verdict import Falsified, Unknown, Verdict, Verified
 
-SCHEMA = "ringfence/1"
 MAX_SHOWN = 20
 """Longest output that is printed in a line of text."""
 
@@ -49,7 +45,7 @@ def describe(answer: Answer) -> dict[str, Any]:
         document |= {"index": answer.index, "label": answer.label}
     document |= {
         "verdict": type(verdict).__name__.lower(),
-        "reason": answer.error or (verdict.reason if isinstance(verdict, Unknown) else ""),
+        "reason": answer.error or (verdict.reason if isinstance(verdict, Unknown) else None),
         "proof": verdict.proof if isinstance(verdict, Verified) else None,
         "semantics": verdict.semantics if isinstance(verdict, Verified) else answer.semantics,
         "decided_by": None if isinstance(verdict, Unknown) else verdict.decided_by,
@@ -74,21 +70,6 @@ def describe_all(answers: Sequence[Answer], *, interrupted: bool = False) -> dic
     for result in results:
         del result["schema"]
     return {"schema": SCHEMA, "results": results} | ({"interrupted": True} if interrupted else {})
-
-
-def to_json(document: Any) -> str:
-    """The document as JSON text: floats at full precision; NaN and infinity, which JSON does not know, as null."""
-    return json.dumps(_finite(document), allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return _finite(value.item())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def counterexample_path(path: Path, index: int | None, several: bool) -> Path:
