@@ -59,6 +59,7 @@ CASES = [
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [3, 3], "strides": [2, 1], "pads": [1, 0, 1, 2]}),
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [2, 2], "strides": [2, 2], "ceil_mode": 1}),
+    Case("AveragePool", IMAGE, attributes={"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1}),
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}),
     Case(
         "AveragePool",
@@ -137,6 +138,7 @@ CASES = [
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 2], "strides": [2, 1], "pads": [0, 0, 2, 1], "dilations": [2, 1]}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [2, 4], "strides": [2, 4], "ceil_mode": 1}),
+    Case("MaxPool", IMAGE, attributes={"kernel_shape": [2, 2], "strides": [3, 3], "ceil_mode": 1}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [2, 2], "auto_pad": "SAME_LOWER"}),

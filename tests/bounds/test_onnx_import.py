@@ -61,6 +61,12 @@ def test_column_input_that_would_broadcast_is_kept() -> None:
     assert network.input_shape == (5, 1)
 
 
+def test_axis_that_a_constant_shares_is_no_batch() -> None:
+    """The output's first axis has the input's size too, but with one of it the constant would bring five back."""
+    network = import_onnx(model([helper.make_node("Sub", ["x", "c"], ["y"])], {"x": [5, 1]}, {"c": R(5, 1)}, [("y", [5, 1])]))
+    assert (network.input_shape, network.output_shape) == ((5, 1), (5, 1))
+
+
 def test_rank_one_input() -> None:
     network = import_onnx(model([helper.make_node("MatMul", ["x", "W"], ["y"])], {"x": [5]}, {"W": R(5, 3)}))
     assert (network.input_shape, network.output_shape) == ((5,), (3,))
