@@ -207,6 +207,9 @@ class LpSession(Protocol):
     def set_row_bounds(self, rows: Array, lower: Array, upper: Array) -> None:
         """Replace the sides of some rows."""
 
+    def add_rows(self, rows: sparse.csr_matrix, row_lower: Array, row_upper: Array) -> None:
+        """Append rows."""
+
 
 CHECK_FACTOR = 10.0
 """A point may miss its tolerances by this factor (solvers measure after scaling and presolve) before it is rejected."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import highspy
 import numpy as np
+import scipy.sparse as sparse
 
 from bounds.errors import SolverError
 from milp.certify import safe_dual_bound
@@ -106,6 +107,13 @@ class HighsSession:
         new_lower, new_upper = self._program.row_lower.copy(), self._program.row_upper.copy()
         new_lower[rows], new_upper[rows] = lower, upper
         self._program = replace(self._program, row_lower=new_lower, row_upper=new_upper)
+
+    def add_rows(self, rows: sparse.csr_matrix, row_lower: Array, row_upper: Array) -> None:
+        """Append rows."""
+        count, entries = rows.shape[0], rows.nnz
+        status = self._highs.addRows(count, row_lower, row_upper, entries, rows.indptr[:-1], rows.indices, rows.data)
+        _check(status, "addRows")
+        self._program = self._program.with_rows(rows, row_lower, row_upper)
 
 
 def _model(program: Program) -> Any:
