@@ -160,6 +160,15 @@ def test_piecewise_planes_hold_exactly(case: Case, dtype: torch.dtype, slopes: S
         assert torch.equal(r.lower_slope, r.upper_slope)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", PIECEWISE, ids=str)
+def test_piecewise_planes_hold_exactly_on_a_gpu(case: Case, dtype: torch.dtype) -> None:
+    x = intervals(case.knots, dtype)
+    r = case.op.to(dtype, "cuda").relax(Interval(x.lower.cuda(), x.upper.cuda()))
+    assert broken(case, x, Relaxation(r.lower_slope.cpu(), r.lower_intercept.cpu(), r.upper_slope.cpu(), r.upper_intercept.cpu())) == []
+
+
 @pytest.mark.parametrize("slopes", CHOICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", PIECEWISE, ids=str)

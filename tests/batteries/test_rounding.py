@@ -22,7 +22,8 @@ from bounds.ibp import Ibp
 from bounds.network import Network, Node
 from bounds.ops.affine import AddBranches, Linear
 from bounds.ops.base import Input, Op
-from bounds.ops.piecewise import Abs, Clip, LeakyRelu, Relu
+from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, Relu
+from bounds.ops.shape import Reshape
 from bounds.ops.smooth import Sigmoid, Tanh
 from bounds.region import Box, LpBall, Region
 from bounds.trace import Trace
@@ -120,6 +121,16 @@ def residual(rng: torch.Generator) -> Network:
     return stack(3, layers[0], Relu(), layers[1], Relu(), layers[2], residual=True)
 
 
+def maxima(rng: torch.Generator) -> Network:
+    """Two windows of three taps, their maxima mixed."""
+    taps = Linear(gaussian(rng, 6, 3), gaussian(rng, 6))
+    network = stack(3, taps, Relu(), Linear(gaussian(rng, 6, 6), gaussian(rng, 6)))
+    last = len(network.nodes)
+    windows = Node(Reshape((2, 3)), (last - 1,), (2, 3), "windows")
+    maximum, mixed = Node(MaxReduce(), (last,), (2,), "maximum"), Node(Linear(gaussian(rng, 2, 2)), (last + 1,), (2,), "mixed")
+    return Network((*network.nodes, windows, maximum, mixed))
+
+
 def linear_chain(rng: torch.Generator) -> Network:
     """Affine layers in a row: the exact range is known and every bound is tight, so that rounding alone decides."""
     return stack(3, *(Linear(gaussian(rng, *s) * scales(rng, *s, decades=2), gaussian(rng, s[0])) for s in ((7, 3), (7, 7), (4, 7))))
@@ -133,6 +144,7 @@ FAMILIES: dict[str, Callable[[torch.Generator], Network]] = {
     "tiny": tiny,
     "residual": residual,
     "linear-chain": linear_chain,
+    "maxima": maxima,
     "leaky": lambda rng: plain(rng, LeakyRelu(0.1)),
     "abs": lambda rng: plain(rng, Abs()),
     "clip": lambda rng: plain(rng, Clip(-0.3, 0.7)),
@@ -166,6 +178,10 @@ def apply(op: Op, *xs: list[Number]) -> list[Number]:
         return [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in zip(rows, offset, strict=True)]
     if isinstance(op, AddBranches):
         return [a + b for a, b in zip(*xs, strict=True)]
+    if isinstance(op, Reshape):
+        return x
+    if isinstance(op, MaxReduce):
+        return [max(x[:3]), max(x[3:])]
     scalar: dict[type, Callable[[Number], Number]] = {
         Relu: lambda v: max(v, fmpq(0)),
         Abs: abs,

@@ -152,10 +152,11 @@ def true_value(op: Smooth, x: float) -> arb:
     return p.tanh() if isinstance(op, Tanh) else 1 / (1 + (-p).exp())
 
 
-def test_the_kernels_are_as_accurate_as_assumed(op: Smooth) -> None:
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_the_kernels_are_as_accurate_as_assumed(op: Smooth, device: str) -> None:
     """KERNEL_ULPS, measured; the derivative has twice that and four roundings."""
     flint.ctx.prec = 160
-    x = grid()
+    x = grid().to(device)
     tiny = fmpq(*torch.finfo(torch.float64).smallest_normal.as_integer_ratio())
     for point, value, derivative in zip(x.tolist(), op.value(x).tolist(), op.derivative(x).tolist(), strict=True):
         real = true_value(op, point)
