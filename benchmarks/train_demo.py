@@ -24,6 +24,8 @@ EPOCHS = 7
 WARM_UP_EPOCHS = 4
 BATCH = 128
 SEED = 0
+IMAGES = (0, 1, 2, 61, 359, 449, 149, 217)
+"""Test images of the demo: easy ones first, one that an attack breaks last."""
 
 
 def read_idx(path: Path, header: int) -> np.ndarray:
@@ -106,19 +108,6 @@ def train(images: Tensor, labels: Tensor) -> nn.Sequential:
     return model.eval()
 
 
-def attack(model: nn.Sequential, x: Tensor, labels: Tensor, eps: float, steps: int = 40) -> Tensor:
-    """Whether projected gradient steps of the sign change the class; one flag an image."""
-    point, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool)
-    for _ in range(steps):
-        point.requires_grad_(True)
-        logits = model(point)
-        broken |= logits.argmax(dim=1) != labels
-        (gradient,) = torch.autograd.grad(functional.cross_entropy(logits, labels, reduction="sum"), point)
-        moved = point.detach() + eps / 8 * gradient.sign()
-        point = torch.minimum(torch.maximum(moved, x - eps), x + eps).clamp(0, 1)
-    return broken
-
-
 def vnnlib(image: np.ndarray, label: int, eps: float) -> str:
     """The question "is every image within eps (l-inf, pixels kept in [0, 1]) classified as `label`?" as VNNLIB 1.0 text."""
     x = image.astype(np.float64).ravel() / 255
@@ -129,16 +118,6 @@ def vnnlib(image: np.ndarray, label: int, eps: float) -> str:
         lines += [f"(assert (>= X_{i} {max(0.0, value - eps):.8f}))", f"(assert (<= X_{i} {min(1.0, value + eps):.8f}))"]
     others = "".join(f"\n  (and (>= Y_{k} Y_{label}))" for k in range(10) if k != label)
     return "\n".join([*lines, f"(assert (or{others}\n))", ""])
-
-
-def choose(model: nn.Sequential, images: np.ndarray, labels: np.ndarray) -> list[int]:
-    """The first six test images and the first two correctly classified ones that the attack breaks."""
-    x, y = pixels(images[:1000]), torch.from_numpy(labels[:1000].astype(np.int64))
-    right = model(x).argmax(dim=1) == y
-    broken = right & attack(model, x, y, EPS)
-    certain = right & (worst_logits(model, x, y, EPS).argmax(dim=1) == y)
-    print(f"first 1,000 test images: {int(right.sum())} correct, {int(broken.sum())} broken, {int(certain.sum())} certified by intervals")
-    return [*range(6), *[int(i) for i in broken.nonzero().flatten() if i >= 6][:2]]
 
 
 def to_onnx(model: nn.Sequential) -> bytes:
@@ -177,7 +156,7 @@ def main() -> None:
     accuracy = (model(pixels(test_images)).argmax(dim=1).numpy() == test_labels).mean()
     print(f"test accuracy {100 * accuracy:.2f} %")
     (arguments.demo / "network.onnx").write_bytes(to_onnx(model))
-    chosen = choose(model, test_images, test_labels)
+    chosen = list(IMAGES)
     np.savez_compressed(arguments.demo / "images.npz", images=test_images[chosen], labels=test_labels[chosen], indices=np.array(chosen))
     for name, index in (("robust", chosen[0]), ("fragile", chosen[-1])):
         (arguments.demo / f"{name}.vnnlib").write_text(vnnlib(test_images[index], int(test_labels[index]), EPS))

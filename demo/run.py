@@ -50,21 +50,22 @@ def describe(verdict: Verdict) -> str:
         return f"verified   by {verdict.decided_by} ({verdict.proof} proof){margin}"
     if isinstance(verdict, Unknown):
         return f"unknown    {verdict.reason}"
-    return f"falsified  by {verdict.decided_by}: the image below is classified as {int(verdict.y.argmax())}"
+    return f"falsified  by {verdict.decided_by}: an image in the region is classified as {int(verdict.y.argmax())}"
 
 
 def show(network: Network, x: np.ndarray, label: int, verdict: Falsified) -> str:
-    """The image and its counterexample side by side, and what the original model makes of both."""
+    """The image and what changes in its counterexample, and what the original model makes of both."""
     if network.original is None:
         raise SystemExit("the network has no original model to replay on")
     before, after = (network.original(point[None].astype(np.float32))[0] for point in (x, verdict.x))
     distance = float(np.abs(verdict.x.astype(np.float64) - x.astype(np.float64)).max())
-    lines = [f"{left}   {right}" for left, right in zip(picture(x), picture(verdict.x), strict=True)]
-    lines.append(f"{'the image: ' + str(int(before.argmax())):31}the counterexample: {int(after.argmax())}")
+    seen, now = int(before.argmax()), int(after.argmax())
+    lines = [f"{left}   {right}" for left, right in zip(picture(x), changes(x, verdict.x), strict=True)]
+    lines.append(f"{f'the image, classified as {seen}':28}   the change: + brighter, - darker")
     lines.append("")
-    lines.append(f"Replayed in ONNX Runtime: no pixel moved by more than {distance:.9f};")
+    lines.append(f"Replayed in ONNX Runtime: no pixel moves by more than {distance:.6f}, and the network sees a {now}.")
     lines.append(
-        f"the score of {label} falls from {before[label]:.4f} to {after[label]:.4f}, {int(after.argmax())} gets {after.max():.4f}."
+        f"The score of {label} goes from {before[label]:.3f} to {after[label]:.3f}, that of {now} from {before[now]:.3f} to {after[now]:.3f}."
     )
     return "\n".join(lines)
 
@@ -73,6 +74,13 @@ def picture(image: np.ndarray) -> list[str]:
     """Pixels as characters, two rows of pixels a line."""
     rows = image.reshape(14, 2, 28).mean(axis=1)
     return ["".join(SHADES[min(int(value * len(SHADES)), len(SHADES) - 1)] for value in row) for row in rows]
+
+
+def changes(before: np.ndarray, after: np.ndarray) -> list[str]:
+    """Where pixels grew (+) and shrank (-) by more than a third of eps; two rows of pixels a line, the larger change of both."""
+    pairs = (after.astype(np.float64) - before).reshape(14, 2, 28)
+    rows = np.where(np.abs(pairs[:, 0]) > np.abs(pairs[:, 1]), pairs[:, 0], pairs[:, 1])
+    return ["".join("+" if value > EPS / 3 else "-" if value < -EPS / 3 else " " for value in row) for row in rows]
 
 
 if __name__ == "__main__":
