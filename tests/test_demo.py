@@ -43,3 +43,11 @@ def test_questions_are_those_of_the_images(root: Path, name: str, place: int) ->
         assert float((ours - theirs).abs().max()) < 1e-8
     rows = {tuple(unsafe.C.flatten().tolist()) for unsafe in from_file.unsafe}
     assert rows == {tuple(unsafe.C.flatten().tolist()) for unsafe in from_array.unsafe}
+
+
+def test_readme_example_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    monkeypatch.chdir(root)
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
