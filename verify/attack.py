@@ -47,8 +47,9 @@ class Pgd:
     """Projected gradient descent with restarts.
 
     The first restart starts at the centre and descends on the worst margin; the others start at random points and each pursues one unsafe
-    set, the most promising first. Step t is `first_step` * (`last_step` / `first_step`)^(t / (steps - 1)) in units of the region's radius:
-    sign steps for boxes and l-inf balls, normalised gradients for l2, the steepest features for l1.
+    set, the most promising first. Step t is `first_step` * (`last_step` / `first_step`)^(t / (steps - 1)) in units of the region's radius,
+    and longer where so few steps would not cross the region: sign steps for boxes and l-inf balls, normalised gradients for l2, the steepest
+    features for l1.
 
     Property: estimate (a hint for replay). Numerics: plain float32.
     """
@@ -77,6 +78,8 @@ class Pgd:
         """
         ratio = (self.last_step / self.first_step) ** (1 / max(1, self.steps - 1))
         sizes = [self.first_step * ratio**t for t in range(self.steps)]
+        stretch = max(1.0, 2.0 / sum(sizes))
+        sizes = [stretch * size for size in sizes]
         return _Search(network, region, margins, accept, deadline, self.seed).run(sizes, self.restarts, starts)
 
 
@@ -127,21 +130,20 @@ class _Geometry:
         return self.region.project(x)
 
     def descend(self, x: Tensor, gradient: Tensor, size: float, noise: torch.Generator) -> Tensor:
-        """The projected point one step of `size` radii down the gradient; a random step where the gradient vanishes."""
+        """The projected point one step of `size` radii down the gradient; where the gradient vanishes, a random point instead."""
         direction = gradient.flatten(2)
-        flat = (direction == 0).all(-1)
-        if bool(flat.any()):
-            random = torch.randn(direction.shape, generator=noise, dtype=direction.dtype).to(direction.device)
-            direction = torch.where(flat.unsqueeze(-1), random, direction)
         radius = self.radius.unsqueeze(1)
         if self.p == math.inf:
-            return self.project(x - size * radius * direction.sign().view_as(x))
-        scaled = direction * radius.flatten(2)
-        if self.p == 2.0:
-            unit = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(1e-30)
+            moved = x - size * radius * direction.sign().view_as(x)
         else:
-            unit = self._steepest(scaled, x)
-        return self.project(x - size * radius * unit.view_as(x))
+            scaled = direction * radius.flatten(2)
+            unit = scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp_min(1e-30)
+            moved = x - size * radius * (unit if self.p == 2.0 else self._steepest(scaled, x)).view_as(x)
+        flat = (direction == 0).all(-1)
+        if bool(flat.any()):
+            elsewhere = self.region.sample(x.shape[1], noise).to(x)
+            moved = torch.where(flat.reshape(*flat.shape, *([1] * self.rank)), elsewhere, moved)
+        return self.project(moved)
 
     def _steepest(self, scaled: Tensor, x: Tensor) -> Tensor:
         """Equal shares of a unit l1 step on the steepest features that can still move that way."""
