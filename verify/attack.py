@@ -252,6 +252,19 @@ class _Search:
             self.found[at] = self.margin[at] <= 0
 
 
+def starts_from_bounds(region: Region, A: Tensor) -> Tensor:
+    """Points of the region where the linear functions <A_r, x> are smallest (l1 balls and clipped l2 balls: nearly), as starts of an attack.
+
+    A: (batch, rows, *shape), such as the `lower_A` of an engine's linear bounds -> (batch, rows, *shape) float32. Relaxations see beyond
+    inactive neurons, where gradients vanish: on hard questions these points beat many restarts.
+    """
+    geometry = _Geometry(region, torch.float32)
+    centers = geometry.center.unsqueeze(1).expand(-1, A.shape[1], *region.shape)
+    # A unit step lands on the sphere; boxes take a longer one, so that rounding cannot keep it from the corner.
+    size = 2.0 if geometry.p == math.inf else 1.0
+    return geometry.descend(centers, A.to(torch.float32), size, torch.Generator().manual_seed(0))
+
+
 def falsify(
     network: Network,
     spec: Specification,

@@ -10,7 +10,7 @@ import torch
 from bounds.linear import Halfspaces
 from bounds.region import Box, LpBall, Region
 from tests.verify.nets import bump, linear
-from verify.attack import Attack, Fgsm, Pgd, attack_images, falsify
+from verify.attack import Attack, Fgsm, Pgd, attack_images, falsify, starts_from_bounds
 from verify.spec import Specification, class_margins, margins, output_bounds, robustness
 
 ATTACKS: list[Attack] = [Fgsm(), Pgd(steps=15, restarts=4)]
@@ -87,6 +87,16 @@ def test_given_starts_are_tried() -> None:
     corner = torch.tensor([[[1.0, 1.0]]])
     assert bool(Pgd(steps=1, restarts=1)(bump(), region, goal, starts=corner).found)
     assert not bool(Fgsm()(linear([[0.0, 0.0], [0.0, 0.0]]), region, goal, starts=corner).found)
+
+
+@pytest.mark.parametrize("norm", [2.0, math.inf])
+def test_starts_from_bounds_minimise_the_planes(norm: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    region = LpBall(torch.rand(2, 3, 4, generator=generator, dtype=torch.float64), 0.1, norm)
+    A = torch.randn(2, 5, 3, 4, generator=generator, dtype=torch.float64)
+    x = starts_from_bounds(region, A)
+    assert x.shape == A.shape
+    assert torch.allclose((A * x).flatten(2).sum(-1), region.minimise(A), atol=1e-5)
 
 
 def test_sets_with_several_rows_need_all_of_them() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from bounds.errors import DataError
 from tests.mnist_files import write_mnist
-from verify.datasets import load_dataset
+from verify.datasets import load_dataset, parse_index
 
 
 @pytest.fixture
@@ -74,3 +74,50 @@ def test_shared_mnist(shared: Path) -> None:
     assert len(data) == 10_000
     assert data.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert len(load_dataset("cifar10", shared / "data" / "cifar10")) == 1000
+
+
+@pytest.mark.parametrize(
+    "text, chosen",
+    [("7", [7]), ("0:3", [0, 1, 2]), ("8:", [8, 9]), (":2", [0, 1]), ("0:10:4", [0, 4, 8]), ("3, 7,9", [3, 7, 9]), ("9,0:2", [9, 0, 1])],
+)
+def test_index_texts(text: str, chosen: list[int]) -> None:
+    assert parse_index(text, 10) == chosen
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        *((text, "cannot read") for text in ("x", "", "-1", "3,,4")),
+        *((text, "names no image") for text in ("3:3", "5:2", "0:5:0")),
+        *((text, "out of range: there are images 0 to 9") for text in ("10", "5:11", "3,99")),
+    ],
+)
+def test_bad_index_texts(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parse_index(text, 10)
+
+
+def test_splits_and_usual_folders(tmp_path: Path, images: np.ndarray) -> None:
+    (tmp_path / "mnist").mkdir()
+    write_mnist(tmp_path / "mnist", images, np.array([7, 2, 1], np.uint8))
+    assert load_dataset("mnist", tmp_path).labels.tolist() == [7, 2, 1]
+    with pytest.raises(DataError, match="no file train-images-idx3-ubyte"):
+        load_dataset("mnist", tmp_path, "train")
+    with pytest.raises(DataError, match="unknown split 'validation'"):
+        load_dataset("mnist", tmp_path, "validation")
+    folder = tmp_path / "cifar-10-batches-bin"
+    folder.mkdir()
+    for number in (2, 1):
+        record = np.full(3073, number, np.uint8)
+        (folder / f"data_batch_{number}.bin").write_bytes(record.tobytes())
+    assert load_dataset("cifar10", tmp_path, "train").labels.tolist() == [1, 2]
+    (folder / "data_batch_1.bin").write_bytes(np.full(3073, 10, np.uint8).tobytes())
+    with pytest.raises(DataError, match="a label is above 9"):
+        load_dataset("cifar10", tmp_path, "train")
+
+
+def test_shared_data_sets(shared: Path) -> None:
+    data = load_dataset("mnist", shared / "data")
+    assert len(data) == 10_000
+    assert data.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert len(load_dataset("cifar10", shared / "data")) == 1_000
