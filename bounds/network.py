@@ -140,15 +140,20 @@ class Network:
         return tuple(self.nodes[source].shape for source in self.nodes[index].inputs)
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Network:
-        """A copy with parameters of `dtype` on `device` (this network itself if nothing changes)."""
+        """A copy with parameters of `dtype` on `device` (this network itself if nothing changes).
+
+        Copies are made from the parameters as the model stores them, also when this network is itself a copy in a narrower type.
+        """
         parameters = [p for node in self.nodes for p in node.op.parameters()]
-        wanted = None if device is None else torch.device(device)
-        if all(p.dtype == dtype and (wanted is None or p.device == wanted) for p in parameters):
+        wanted = torch.device(device) if device is not None else next((p.device for p in parameters), torch.device("cpu"))
+        if all(p.dtype == dtype and p.device == wanted for p in parameters) and (parameters or device is None):
             return self
-        cache: dict[tuple[torch.dtype, str], Network] = self.__dict__.setdefault("_copies", {})
+        stored: Network = self.__dict__.get("_stored", self)
+        cache: dict[tuple[torch.dtype, str], Network] = stored.__dict__.setdefault("_copies", {})
         key = (dtype, str(wanted))
         if key not in cache:
-            cache[key] = replace(self, nodes=tuple(replace(node, op=node.op.to(dtype, device)) for node in self.nodes))
+            cache[key] = replace(stored, nodes=tuple(replace(node, op=node.op.to(dtype, wanted)) for node in stored.nodes))
+            cache[key].__dict__["_stored"] = stored
         return cache[key]
 
     def values(self, x: Tensor) -> list[Tensor]:

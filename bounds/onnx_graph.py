@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bounds.errors import ModelError, NumericsError, ShapeError, UnsupportedOpError
 from bounds.network import Node
-from bounds.ops.affine import Conv, ConvTranspose, LeftLinear, Linear
+from bounds.ops.affine import LeftLinear, Linear
 from bounds.ops.base import Input, Op, Shape, product
+from bounds.ops.convolution import Conv, ConvTranspose
 from bounds.ops.shape import Reshape
 
 

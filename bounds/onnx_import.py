@@ -7,9 +7,7 @@ The result is compared with ONNX Runtime on random points before it is used.
 
 from __future__ import annotations
 
-import gzip
 import warnings
-import zlib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +19,7 @@ from onnx import numpy_helper
 
 from bounds.errors import ImportMismatchError, ModelError, ShapeError, UnsupportedOpError
 from bounds.network import Network
+from bounds.onnx_file import STANDARD_DOMAINS, dimensions, parse_model, read_model
 from bounds.onnx_graph import GraphBuilder, GraphNode, NodeReader, new_builder
 from bounds.onnx_handlers import HANDLERS
 from bounds.onnx_original import OnnxOriginal, first_line, open_session, run_session
@@ -29,7 +28,6 @@ from bounds.ops.base import Shape
 if TYPE_CHECKING:
     from torch import nn
 
-_DOMAINS = ("", "ai.onnx")
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 _INPUT_TYPES = {1: np.float32, 10: np.float16, 11: np.float64}
 
@@ -47,8 +45,8 @@ def import_onnx(model: str | Path | bytes, check: bool = True) -> Network:
         NumericsError: a weight is NaN or infinite.
         ImportMismatchError: the network does not reproduce the original's outputs.
     """
-    data, what, folder = _read(model)
-    network = _Importer(_parse(data, what, folder), what).network(data)
+    data, what, folder = read_model(model)
+    network = _Importer(parse_model(data, what, folder), what).network(data)
     if check:
         check_import(network, what)
     return network
@@ -145,57 +143,12 @@ def _evaluate(network: Network, points: np.ndarray, dtype: torch.dtype) -> np.nd
     return values[-1].double().numpy()
 
 
-def _read(model: str | Path | bytes) -> tuple[bytes, str, Path | None]:
-    """The uncompressed bytes of a model, how to call it in messages, and the folder it lies in."""
-    folder = None
-    if isinstance(model, bytes):
-        data, what = model, "the model"
-    else:
-        path = Path(model)
-        what, folder = f"model {str(path)!r}", path.parent
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{what} cannot be read: {error.strerror or error}; check the path") from error
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ModelError(f"{what} is not a complete gzip file: {first_line(error)}; fetch it again") from error
-    return data, what, folder
-
-
-def _parse(data: bytes, what: str, folder: Path | None) -> onnx.ModelProto:
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    if not data:
-        raise ModelError(f"{what} is empty; fetch or export it again")
-    try:
-        proto = onnx.load_model_from_string(data)
-    except (DecodeError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{what} is not a complete ONNX file: {first_line(error)}; fetch or export it again") from error
-    if not proto.HasField("graph") or not proto.graph.output or not proto.opset_import:
-        raise ModelError(f"{what} holds no ONNX graph; fetch or export it again")
-    if any(onnx.external_data_helper.uses_external_data(t) for t in proto.graph.initializer):
-        if folder is None:
-            raise ModelError(f"{what} keeps weights in external files, which bytes cannot name; give the path of the file instead")
-        try:
-            onnx.load_external_data_for_model(proto, str(folder))
-        except (OSError, ValueError, RuntimeError, onnx.checker.ValidationError) as error:
-            raise ModelError(f"{what} keeps weights in external files that cannot be read: {first_line(error)}") from error
-    if proto.functions:
-        from onnx import inliner
-
-        proto = inliner.inline_local_functions(proto)
-    return proto
-
-
 class _Importer:
     """One model being read."""
 
     def __init__(self, proto: onnx.ModelProto, what: str) -> None:
         self.proto, self.what, self.graph = proto, what, proto.graph
-        self.opset = max((o.version for o in proto.opset_import if o.domain in _DOMAINS), default=0)
+        self.opset = max((o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS), default=0)
         self.initializers = {t.name: t for t in self.graph.initializer}
         if self.graph.sparse_initializer:
             raise UnsupportedOpError(f"{what} has sparse initializers; store them densely")
@@ -229,7 +182,7 @@ class _Importer:
 
     def network(self, data: bytes) -> Network:
         """Translate with the batch axis set to 1; where the first axis may not be a batch, with the declared size too."""
-        declared = _dimensions(self.input)
+        declared = dimensions(self.input)
         if declared is None:
             raise ShapeError(f"input {self.input.name!r} of {self.what} has no declared shape; export it with one")
         errors: list[ShapeError] = []
@@ -254,7 +207,7 @@ class _Importer:
             return [1]
         if len(declared) == 1:
             return [first]
-        output = _dimensions(self.output)
+        output = dimensions(self.output)
         batched = not output or isinstance(output[0], str) or output[0] in (0, first)
         return [1, first] if batched else [first, 1]
 
@@ -288,7 +241,7 @@ class _Importer:
 
     def _check_batch_axis(self, builder: GraphBuilder, output: int) -> None:
         """With the batch set to 1, an output declared with that batch has to have 1 too, else the first axis was no batch."""
-        declared = _dimensions(self.output)
+        declared = dimensions(self.output)
         if builder.declared_batch > 1 and declared and declared[0] == builder.declared_batch and builder.shape(output)[:1] != (1,):
             raise ShapeError(f"{self.what}: the first axis of input {self.input.name!r} is not a batch axis")
 
@@ -299,7 +252,7 @@ class _Importer:
 
     def _translate_node(self, proto: onnx.NodeProto, builder: GraphBuilder) -> None:
         name = proto.name or next((o for o in proto.output if o), proto.op_type)
-        if proto.domain not in _DOMAINS:
+        if proto.domain not in STANDARD_DOMAINS:
             raise UnsupportedOpError(
                 f"node {name!r} uses op {proto.op_type} of domain {proto.domain!r}; export with standard ONNX operators"
             )
@@ -358,14 +311,6 @@ class _Importer:
             return proto.SerializeToString()
         external = any(t.data_location == onnx.TensorProto.EXTERNAL for t in onnx.load_model_from_string(data).graph.initializer)
         return self.proto.SerializeToString() if external else data
-
-
-def _dimensions(value: onnx.ValueInfoProto) -> list[int | str] | None:
-    """Declared sizes, dynamic ones as text ('?' when unnamed); None when no shape is declared."""
-    tensor = value.type.tensor_type
-    if not tensor.HasField("shape"):
-        return None
-    return [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim]
 
 
 def _to_array(tensor: onnx.TensorProto, name: str) -> np.ndarray:

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 
 from bounds.errors import ModelError
+from bounds.onnx_file import STANDARD_DOMAINS, dimensions, parse_model, read_model
 from bounds.onnx_handlers import HANDLERS
-from bounds.onnx_import import _DOMAINS, _dimensions, _parse, _read
 from bounds.ops.base import product
 
 _FOLDED = {"Constant", "ConstantOfShape", "Shape", "Size"}
@@ -36,14 +36,14 @@ def survey(model: str | Path | bytes) -> tuple[GraphRow, ...]:
     Raises:
         ModelError: the file is missing or corrupt.
     """
-    data, what, folder = _read(model)
-    proto = _parse(data, what, folder)
+    data, what, folder = read_model(model)
+    proto = parse_model(data, what, folder)
     try:
         inferred = onnx.shape_inference.infer_shapes(proto)
     except (RuntimeError, onnx.shape_inference.InferenceError):
         inferred = proto
     values = [*inferred.graph.value_info, *inferred.graph.output, *inferred.graph.input]
-    shapes = {value.name: _dimensions(value) for value in values}
+    shapes = {value.name: dimensions(value) for value in values}
     sizes = {tensor.name: product(tensor.dims) for tensor in proto.graph.initializer}
     if not proto.graph.node:
         raise ModelError(f"{what} holds no nodes; export it again")
@@ -55,7 +55,7 @@ def survey(model: str | Path | bytes) -> tuple[GraphRow, ...]:
         folded = node.op_type in _FOLDED or all(source in constants for source in node.input if source)
         if folded:
             constants.update(node.output)
-        known = node.domain in _DOMAINS and (folded or node.op_type in HANDLERS)
+        known = node.domain in STANDARD_DOMAINS and (folded or node.op_type in HANDLERS)
         stored = sum(sizes.get(source, 0) for source in node.input)
         rows.append(
             GraphRow(name, node.op_type, tuple(node.input), tuple(node.output), None if shape is None else tuple(shape), stored, known)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.interval import Interval
-from bounds.ops import affine, shape
+from bounds.ops import affine, convolution, shape
 from bounds.ops.base import Affine, MovesData, Shape, product
 
 SEEDED = torch.Generator().manual_seed(3)
@@ -45,14 +45,17 @@ CASES = [
     Case(affine.Linear(R(4, 6)), ((6,),)),
     Case(affine.LeftLinear(R(3, 5), R(3, 1)), ((5, 1),)),
     Case(affine.LeftLinear(R(3, 5)), ((2, 5, 4),)),
-    Case(affine.Conv(R(4, 2, 3, 3), R(4, 1, 1), (1, 1), ((1, 1), (1, 1)), (1, 1)), ((1, 2, 5, 6),)),
-    Case(affine.Conv(R(4, 2, 4, 4), None, (2, 2), ((1, 1), (1, 1)), (1, 1)), ((1, 2, 7, 8),)),
-    Case(affine.Conv(R(4, 1, 3, 2), R(4, 1, 1), (3, 2), ((0, 2), (1, 0)), (2, 1), 2), ((1, 2, 9, 6),)),
-    Case(affine.Conv(R(3, 2, 3), R(3, 1), (2,), ((2, 0),), (2,)), ((1, 2, 8),)),
-    Case(affine.Conv(R(2, 1, 2, 2, 2), None, (1, 2, 1), ((0, 0), (1, 1), (0, 1)), (1, 1, 1)), ((1, 1, 3, 4, 3),)),
-    Case(affine.ConvTranspose(R(2, 3, 3, 3), R(3, 1, 1), (2, 2), ((1, 1), (1, 1)), (1, 1)), ((1, 2, 4, 3),)),
-    Case(affine.ConvTranspose(R(4, 2, 2, 3), None, (3, 2), ((1, -1), (0, 2)), (1, 2), 2), ((1, 4, 3, 3),)),
-    Case(affine.ConvTranspose(R(2, 2, 4), R(2, 1), (2,), ((1, 1),), (1,)), ((1, 2, 5),)),
+    Case(convolution.Conv(R(4, 2, 3, 3), R(4, 1, 1), (1, 1), ((1, 1), (1, 1)), (1, 1)), ((1, 2, 5, 6),)),
+    Case(convolution.Conv(R(4, 2, 4, 4), None, (2, 2), ((1, 1), (1, 1)), (1, 1)), ((1, 2, 7, 8),)),
+    Case(convolution.Conv(R(4, 8, 3, 3), None, (2, 2), ((1, 1), (1, 1)), (1, 1)), ((1, 8, 6, 5),)),
+    Case(convolution.Conv(R(4, 1, 5, 3), None, (3, 3), ((0, 2), (1, 0)), (1, 1)), ((1, 1, 10, 6),)),
+    Case(convolution.Conv(R(4, 1, 1, 1), None, (2, 2), ((0, 0), (0, 0)), (1, 1)), ((1, 1, 4, 5),)),
+    Case(convolution.Conv(R(4, 1, 3, 2), R(4, 1, 1), (3, 2), ((0, 2), (1, 0)), (2, 1), 2), ((1, 2, 9, 6),)),
+    Case(convolution.Conv(R(3, 2, 3), R(3, 1), (2,), ((2, 0),), (2,)), ((1, 2, 8),)),
+    Case(convolution.Conv(R(2, 1, 2, 2, 2), None, (1, 2, 1), ((0, 0), (1, 1), (0, 1)), (1, 1, 1)), ((1, 1, 3, 4, 3),)),
+    Case(convolution.ConvTranspose(R(2, 3, 3, 3), R(3, 1, 1), (2, 2), ((1, 1), (1, 1)), (1, 1)), ((1, 2, 4, 3),)),
+    Case(convolution.ConvTranspose(R(4, 2, 2, 3), None, (3, 2), ((1, -1), (0, 2)), (1, 2), 2), ((1, 4, 3, 3),)),
+    Case(convolution.ConvTranspose(R(2, 2, 4), R(2, 1), (2,), ((1, 1),), (1,)), ((1, 2, 5),)),
     Case(affine.Scale(R(3, 1)), ((1, 3, 4),)),
     Case(affine.Scale(R(2, 4)), ((2, 1),)),
     Case(affine.Divide(R(4) + 3), ((2, 4),)),
@@ -64,9 +67,9 @@ CASES = [
     Case(affine.SubBranches(), ((1, 3), (2, 3))),
     Case(affine.BatchNormalization(R(3), R(3), R(3), R(3).abs() + 0.1, 1e-5, 2), ((1, 3, 2, 2),)),
     Case(affine.BatchNormalization(R(3), R(3), R(3), R(3).abs(), 1e-3, 0), ((1, 3),)),
-    Case(affine.AveragePool((2, 3), (2, 1), ((0, 0), (1, 1)), torch.full((2, 4), 6.0)), ((1, 2, 4, 4),)),
-    Case(affine.AveragePool((3,), (2,), ((1, 1),), torch.tensor([2.0, 3.0, 2.0])), ((1, 2, 5),)),
-    Case(affine.AveragePool((2, 2, 2), (1, 2, 2), ((0, 0), (0, -1), (0, 0)), torch.full((2, 1, 2), 8.0)), ((1, 1, 3, 3, 4),)),
+    Case(convolution.AveragePool((2, 3), (2, 1), ((0, 0), (1, 1)), torch.full((2, 4), 6.0)), ((1, 2, 4, 4),)),
+    Case(convolution.AveragePool((3,), (2,), ((1, 1),), torch.tensor([2.0, 3.0, 2.0])), ((1, 2, 5),)),
+    Case(convolution.AveragePool((2, 2, 2), (1, 2, 2), ((0, 0), (0, -1), (0, 0)), torch.full((2, 1, 2), 8.0)), ((1, 1, 3, 3, 4),)),
     Case(affine.ReduceSum((1, 2), False), ((2, 3, 4),)),
     Case(affine.ReduceMean((0, 2), True), ((2, 3, 4),)),
     Case(shape.Reshape((4, 6)), ((2, 3, 4),)),

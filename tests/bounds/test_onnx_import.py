@@ -18,8 +18,9 @@ from onnx import TensorProto, helper
 from bounds.errors import ImportMismatchError, ModelError, NumericsError, ShapeError, UnsupportedOpError
 from bounds.network import Network
 from bounds.onnx_import import check_import, import_onnx, import_torch
-from bounds.ops.affine import Conv, LeftLinear, Linear, Shift
+from bounds.ops.affine import LeftLinear, Linear, Shift
 from bounds.ops.base import Input
+from bounds.ops.convolution import Conv
 from bounds.ops.shape import Reshape
 from tests.onnx_models import I, R, model
 

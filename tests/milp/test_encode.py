@@ -18,8 +18,9 @@ from bounds.ibp import Ibp
 from bounds.interval import Interval
 from bounds.linear import Halfspaces
 from bounds.network import Network, Node
-from bounds.ops.affine import AddBranches, AveragePool, BatchNormalization, Conv, Linear, Shift, SubBranches
+from bounds.ops.affine import AddBranches, BatchNormalization, Linear, Shift, SubBranches
 from bounds.ops.base import Input, Op
+from bounds.ops.convolution import AveragePool, Conv
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, PRelu, Relu
 from bounds.ops.shape import Concat, Reshape, Window
 from bounds.ops.smooth import Sigmoid
