@@ -11,6 +11,7 @@ Numerics: rigorous. Coefficients are taken as they are computed; what they diffe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +22,11 @@ from bounds.errors import MemoryLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
 from bounds.ops.base import Activation, Affine, Input
+from bounds.region import Region
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
+Unstable = Callable[[Interval], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,14 @@ class View:
             return planes
         slope, step, gap = planes.slope[self.images], planes.step[self.images], planes.gap[self.images]
         return Planes(slope, step, gap, planes.segments, planes.parallel)
+
+    def region(self) -> Region:
+        """The regions."""
+        return self.trace.region if self.images is None else self.trace.region.select(self.images)
+
+    def underflow(self) -> Tensor:
+        """The trace's allowance for underflow, (images,)."""
+        return self.trace.underflow if self.images is None else self.trace.underflow[self.images]
 
     def charge(self, index: int) -> Tensor:
         """The charge of node `index`, (images, *shape)."""
@@ -64,15 +75,18 @@ class Planar:
 
 
 class _Walk:
-    """One walk's state: coefficients pending at nodes, constants and errors so far."""
+    """One walk's state: coefficients pending at nodes and constants (errors subtracted) so far.
 
-    def __init__(self, view: View, start: int, A: Tensor) -> None:
+    two_sided: bound the negated rows as well. They share the coefficients until the first activation whose slopes differ.
+    """
+
+    def __init__(self, view: View, start: int, A: Tensor, fee: Tensor, two_sided: bool) -> None:
         self.view, self.network = view, view.trace.network
         self.pending = {start: A}
         self.rows = A.shape[1]
-        self.lower = A.new_zeros(A.shape[:2], dtype=_EXACT)
-        self.upper = torch.zeros_like(self.lower)
-        self.doubled = False
+        total = fee.to(_EXACT) * rounding.SAFETY + view.underflow().unsqueeze(1) * (1 + A.flatten(2).abs().amax(-1))
+        self.lower, self.upper = -total, -total
+        self.two_sided, self.doubled = two_sided, False
 
     def run(self, start: int) -> Planar:
         """From node `start` down to the input."""
@@ -82,14 +96,15 @@ class _Walk:
                 continue
             op = self.network.nodes[index].op
             if isinstance(op, Input):
-                return self._arrive(A)
+                return Planar(A, self.lower, self.upper, self.doubled)
             if isinstance(op, Affine):
                 self._through_affine(index, op, A)
             elif isinstance(op, Activation):
                 self._through_activation(index, op, A)
         # The rows do not depend on the input at all.
-        shape = self.network.input_shape
-        return self._arrive(self.lower.new_zeros(self.lower.shape[0], self._height(), *shape, dtype=self.view.trace.dtype))
+        height = self.rows * (2 if self.doubled else 1)
+        nothing = self.lower.new_zeros(self.lower.shape[0], height, *self.network.input_shape, dtype=self.view.trace.dtype)
+        return Planar(nothing, self.lower, self.upper, self.doubled)
 
     def run_to_frontier(self, start: int, stop: int | None) -> dict[int, Tensor]:
         """From node `start` through affine nodes only; the coefficients at the activations, the input or `stop`."""
@@ -105,12 +120,6 @@ class _Walk:
                 frontier[index] = A
         return frontier
 
-    def _height(self) -> int:
-        return self.rows * (2 if self.doubled else 1)
-
-    def _arrive(self, A: Tensor) -> Planar:
-        return Planar(A, self.lower, self.upper, self.doubled)
-
     def _add(self, index: int, A: Tensor) -> None:
         held = self.pending.get(index)
         self.pending[index] = A if held is None else held + A
@@ -123,20 +132,18 @@ class _Walk:
 
     def _through_activation(self, index: int, op: Activation, A: Tensor) -> None:
         planes = self.view.planes(index)
-        if not planes.parallel and not self.doubled:
+        if self.two_sided and not planes.parallel and not self.doubled:
             A = self._double(A)
         flat = A.flatten(2)
         negative = flat.clamp(max=0)
         self._pay(index, flat, negative)
-        fall = rounding.dot(negative, planes.gap.flatten(1), planes.segments)
-        slack = rounding.dot_error(A.dtype, flat.shape[-1])
+        gap, slack = planes.gap.flatten(1), 1 + rounding.dot_error(A.dtype, flat.shape[-1])
+        fall = slack * rounding.dot(negative, gap, planes.segments)
+        self.lower = self.lower + fall[:, : self.rows]
         if self.doubled:
-            self.lower += (1 + slack) * fall[:, : self.rows]
-            self.upper += (1 + slack) * fall[:, self.rows :]
-        else:
-            rise = rounding.dot(flat - negative, planes.gap.flatten(1), planes.segments)
-            self.lower += (1 + slack) * fall
-            self.upper -= (1 + slack) * rise
+            self.upper = self.upper + fall[:, self.rows :]
+        elif self.two_sided:
+            self.upper = self.upper - slack * rounding.dot(flat - negative, gap, planes.segments)
         relaxed = op.spread(A) * planes.slope.unsqueeze(1)
         if not planes.parallel:
             relaxed.addcmul_(op.spread(negative.view_as(A)), planes.step.unsqueeze(1))
@@ -152,24 +159,19 @@ class _Walk:
         """Subtract <|A|, charge>, as <A, charge> - 2 <min(A, 0), charge>."""
         charge = self.view.charge(index).flatten(1).unsqueeze(-1)
         total = (torch.bmm(flat, charge) - 2 * torch.bmm(negative, charge)).squeeze(-1).to(_EXACT) * rounding.SAFETY
-        self.lower -= total[:, : self.rows]
-        self.upper -= total[:, self.rows :] if self.doubled else total
+        self.lower = self.lower - total[:, : self.rows]
+        self.upper = self.upper - (total[:, self.rows :] if self.doubled else total)
 
 
-def _walk(view: View, start: int, A: Tensor, fee: Tensor) -> Planar:
-    """Walk the rows A (B, R, *shape) of node `start` down; `fee` (B, R): what the affine nodes above the first activations cost."""
-    walk = _Walk(view, start, A)
-    total = fee.to(_EXACT) * rounding.SAFETY
-    underflow = view.trace.underflow if view.images is None else view.trace.underflow[view.images]
-    total = total + underflow.unsqueeze(1) * (1 + A.flatten(2).abs().amax(-1))
-    walk.lower -= total
-    walk.upper -= total
-    return walk.run(start)
+def _floor(view: View, planar: Planar) -> Tensor:
+    """Lower bounds of the rows' deviations over the regions, float64, outward; (B, rows)."""
+    fall = view.region().decrease(planar.A)
+    return planar.lower - fall - rounding.gamma(64, _EXACT) * (planar.lower.abs() + fall)
 
 
 def _concretize(view: View, planar: Planar) -> Interval:
-    """The interval of the rows' deviations over the regions, float64, outward; (B, rows)."""
-    region = view.trace.region if view.images is None else view.trace.region.select(view.images)
+    """The interval of the rows' deviations over the regions, float64, outward; (B, rows). For two-sided walks."""
+    region = view.region()
     rows = planar.lower.shape[1]
     if planar.doubled:
         fall = region.decrease(planar.A)
@@ -182,28 +184,46 @@ def _concretize(view: View, planar: Planar) -> Interval:
     return Interval(lower, upper)
 
 
-def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int) -> Interval:
+def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: Unstable | None = None) -> Interval:
     """Intervals of the elements of node `index` selected by `wanted` (B, *shape), the node's propagated interval elsewhere.
 
-    memory: how many elements the coefficient tensors of one chunk may hold at one node. Property: sound. Returns the working type.
+    memory: how many elements the coefficient tensors of one chunk may hold at one node. unstable: maps an interval (B, *shape) to the mask of
+    elements worth bounding further. With it the side that the centre suggests is bounded first, and the other only where that leaves the
+    element unstable. Property: sound. Returns the working type.
     """
-    network, center = trace.network, trace.center[index]
     interval = trace.interval(index)
-    lower, upper = interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone()
-    middle = center.flatten(1)  # type: ignore[union-attr]
-    charge = trace.charge[index].flatten(1)  # type: ignore[union-attr]
+    best = Interval(interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone())
+    if unstable is None:
+        _bound_elements(trace, index, wanted, memory, best, None)
+    else:
+        rising = (trace.center[index] > 0).flatten(1)  # type: ignore[operator]
+        _bound_elements(trace, index, wanted, memory, best, rising)
+        shaped = Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape)).intersect(interval)
+        _bound_elements(trace, index, wanted & unstable(shaped), memory, best, ~rising)
+    return Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape))
+
+
+def _bound_elements(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval, rising: Tensor | None) -> None:
+    """Write bounds of the wanted elements into `best` (B, n): lower bounds where `rising`, upper elsewhere; both where it is None."""
+    node, dtype = trace.network.nodes[index], trace.dtype
+    center, charge = trace.center[index].flatten(1), trace.charge[index].flatten(1)  # type: ignore[union-attr]
     for images, elements, valid in _chunks(wanted.flatten(1), _rows_per_chunk(trace, index, memory)):
+        trace.check_time()
         view = View(trace, None if images.numel() == trace.batch == 1 else images)
-        A = torch.zeros(*elements.shape, lower.shape[1], dtype=trace.dtype, device=lower.device)
-        A.scatter_(2, elements.unsqueeze(-1), 1.0)
-        fee = charge[images].gather(1, elements)
-        found = _concretize(view, _walk(view, index, A.unflatten(2, network.nodes[index].shape), fee))
-        base = middle[images].gather(1, elements)
-        low = rounding.round_down(rounding.below(base + found.lower), trace.dtype)
-        high = rounding.round_up(rounding.above(base + found.upper), trace.dtype)
-        where = (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
-        lower[where], upper[where] = low[valid], high[valid]
-    return Interval(lower.reshape(interval.shape), upper.reshape(interval.shape))
+        up = None if rising is None else rising[images].gather(1, elements)
+        A = torch.zeros(*elements.shape, math.prod(node.shape), dtype=dtype, device=center.device)
+        A.scatter_(2, elements.unsqueeze(-1), 1.0 if up is None else torch.where(up, 1.0, -1.0).to(dtype).unsqueeze(-1))  # type: ignore[arg-type]
+        fee, base = charge[images].gather(1, elements), center[images].gather(1, elements)
+        planar = _Walk(view, index, A.unflatten(2, node.shape), fee, two_sided=up is None).run(index)
+        where = images.unsqueeze(1).expand_as(elements)
+        if up is None:
+            found = _concretize(view, planar)
+            best.lower[where[valid], elements[valid]] = rounding.round_down(rounding.below(base + found.lower), dtype)[valid]
+            best.upper[where[valid], elements[valid]] = rounding.round_up(rounding.above(base + found.upper), dtype)[valid]
+        else:
+            floor, low, high = _floor(view, planar), valid & up, valid & ~up
+            best.lower[where[low], elements[low]] = rounding.round_down(rounding.below(base + floor), dtype)[low]
+            best.upper[where[high], elements[high]] = rounding.round_up(rounding.above(base - floor), dtype)[high]
 
 
 def _rows_per_chunk(trace: Trace, index: int, memory: int) -> int:
@@ -268,7 +288,7 @@ def _objective_chunk(view: View, last: int, C: Tensor) -> tuple[LinearBounds, In
     flat = C.flatten(2)
     charge = view.charge(last).flatten(1).unsqueeze(-1)
     fee = torch.bmm(flat.abs(), charge).squeeze(-1)
-    planar = _walk(view, last, C.clone(), fee)
+    planar = _Walk(view, last, C.clone(), fee, two_sided=True).run(last)
     center = view.trace.center[last]
     middle = (center if view.images is None else center[view.images]).flatten(1).unsqueeze(-1)  # type: ignore[index,union-attr]
     value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
@@ -305,7 +325,7 @@ def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Inte
     last = len(trace.network.nodes) - 1
     flat = objective.flatten(2)
     fee = torch.bmm(flat.abs(), trace.charge[last].flatten(1).unsqueeze(-1)).squeeze(-1)  # type: ignore[union-attr]
-    walk = _Walk(View(trace, None), last, objective.clone())
+    walk = _Walk(View(trace, None), last, objective.clone(), torch.zeros_like(fee), two_sided=True)
     frontier = walk.run_to_frontier(last, stop)
     spread = torch.zeros_like(walk.lower)
     for index, A in frontier.items():

@@ -6,6 +6,7 @@ References: thesis section 3.1.1, Algorithm 3.1; Weng et al. 2018 (Fast-Lin); Zh
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,7 +28,8 @@ class LinearEngine:
     """The sweep shared by all linear relaxation engines. Property: sound. Numerics: outward rounded.
 
     intersect: tighten hidden intervals by one step of interval propagation, and walk back only from neurons that this leaves unstable.
-    Without it hidden intervals are those of the backward walk alone, as in the published algorithms.
+    Without it hidden intervals are those of the backward walk alone, as in the published algorithms. deadline: a value of
+    time.monotonic() after which TimeLimitError is raised.
     """
 
     dtype: torch.dtype = torch.float32
@@ -35,6 +37,7 @@ class LinearEngine:
     semantics: Semantics = "real"
     memory_mb: float = DEFAULT_MEMORY_MB
     intersect: bool = True
+    deadline: float | None = None
 
     slopes: ClassVar[Slopes] = "adaptive"
     walks_hidden: ClassVar[bool] = True
@@ -46,7 +49,7 @@ class LinearEngine:
         device = place(self.device)
         net, where = network.to(self.dtype, device), region.to(self.dtype, device)
         C = as_objective(objective, net, where, self.dtype, device)
-        trace = Trace(net, where, self.semantics)
+        trace = Trace(net, where, self.semantics, self.deadline)
         limit = elements(self.memory_mb, self.dtype)
         for index in range(len(net.nodes)):
             interval = trace.propagate(index)
@@ -65,12 +68,13 @@ class LinearEngine:
         first = net.affine_in_input[index]
         if not (self.walks_hidden or (first and ball)) or (first and not ball and _mixes_once(net, index)):
             return
-        if self.intersect:
-            wanted = _unstable(net, index, interval)
-        else:
-            wanted = torch.ones_like(interval.lower, dtype=torch.bool)
-        found = bound_node(trace, index, wanted, limit)
-        trace.visit(index, found.intersect(interval) if self.intersect else found, self.slopes)
+        if not self.intersect:
+            everything = torch.ones_like(interval.lower, dtype=torch.bool)
+            trace.visit(index, bound_node(trace, index, everything, limit), self.slopes)
+            return
+        unstable = functools.partial(_unstable, net, index)
+        found = bound_node(trace, index, unstable(interval), limit, unstable)
+        trace.visit(index, found.intersect(interval), self.slopes)
 
 
 @dataclass(frozen=True)

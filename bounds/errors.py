@@ -11,6 +11,7 @@
     ├── DataError                  a data set or image file is missing or malformed
     ├── DeviceError                the device asked for is not there
     ├── MemoryLimitError           the work cannot be made to fit the memory limit
+    ├── TimeLimitError             the deadline passed before a bound was finished
     ├── SolverError                a solver is missing, failed or gave an answer we do not understand
     │   └── SolverMissingError     the package is not installed; says the pip line
     └── OutputError                a result could not be written
@@ -61,6 +62,10 @@ class DeviceError(RingfenceError):
 
 class MemoryLimitError(RingfenceError):
     """The work cannot be made to fit the memory limit."""
+
+
+class TimeLimitError(RingfenceError):
+    """The deadline passed before the work was finished."""
 
 
 class SolverError(RingfenceError):

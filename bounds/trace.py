@@ -20,6 +20,7 @@ activations, which are paid for when the walk reaches them.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
-from bounds.errors import NumericsError, ShapeError, UnsupportedOpError
+from bounds.errors import NumericsError, ShapeError, TimeLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input, Slopes
@@ -57,13 +58,13 @@ class Planes:
 class Trace:
     """Intervals, centres and charges of the nodes visited so far. Node k must be visited after its inputs.
 
-    network, region: already in the working type. semantics: "float32-any-order" adds to every node the error any float32 execution may make.
+    network, region: already in the working type. deadline: a value of time.monotonic(). semantics: "float32-any-order" adds to every node the error any float32 execution may make.
     """
 
-    def __init__(self, network: Network, region: Region, semantics: Semantics = "real") -> None:
+    def __init__(self, network: Network, region: Region, semantics: Semantics = "real", deadline: float | None = None) -> None:
         if tuple(region.shape) != network.input_shape:
             raise ShapeError(f"the network reads inputs of shape {network.input_shape}, the region has shape {tuple(region.shape)}")
-        self.network, self.region, self.semantics = network, region, semantics
+        self.network, self.region, self.semantics, self.deadline = network, region, semantics, deadline
         self.wide = network.to(_EXACT)
         self.dtype = network.dtype
         size = len(network.nodes)
@@ -73,6 +74,11 @@ class Trace:
         self.charge: list[Tensor | None] = [None] * size
         self.planes: list[Planes | None] = [None] * size
         self.underflow = region.origin.new_zeros(region.batch)
+
+    def check_time(self) -> None:
+        """Raises TimeLimitError once the deadline (a value of time.monotonic()) has passed."""
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise TimeLimitError("the time limit was reached while bounds were computed")
 
     @property
     def batch(self) -> int:
