@@ -110,14 +110,19 @@ class Affine(Op):
 
         The default serves ops whose coefficients are all 1: 0 when they only move data, else the largest number of addends.
         """
-        count = int(self.linear(*(torch.ones(1, *s) for s in shapes), absolute=True).amax())
+        count = int(self.linear(*(torch.ones(1, *s, device=self._device()) for s in shapes), absolute=True).amax())
         return 0 if count <= 1 else count
 
     def adjoint_terms(self, *shapes: Shape) -> int:
         """The same for one coefficient of the adjoint (fan-out instead of fan-in). Default: for ops whose coefficients are all 1."""
-        out_shape = self.linear(*(torch.zeros(1, *s) for s in shapes)).shape
-        count = max(int(a.amax()) if a.numel() else 0 for a in self.adjoint(torch.ones(out_shape), *shapes, absolute=True))
+        y = self.linear(*(torch.zeros(1, *s, device=self._device()) for s in shapes))
+        count = max(int(a.amax()) if a.numel() else 0 for a in self.adjoint(torch.ones_like(y), *shapes, absolute=True))
         return 0 if count <= 1 else count
+
+    def _device(self) -> torch.device:
+        """Where the op's tensors live (an index tensor is no parameter but decides it too)."""
+        tensors = (getattr(self, field.name) for field in fields(self))  # type: ignore[arg-type]
+        return next((t.device for t in tensors if isinstance(t, Tensor)), torch.device("cpu"))
 
     def magnitude(self, *mags: Tensor) -> Tensor:
         """|W| mag + |b|, an upper bound (up to rounding) on the sum of the absolute values of the terms of one output."""

@@ -220,6 +220,27 @@ def test_float32_stays_within_the_allowance(case: Case) -> None:
         assert ((a.double().flatten(1) - flat @ w).abs() <= allowance).all()
 
 
+@pytest.mark.parametrize("batch", [1, 16])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_convolutions_take_no_short_cuts(batch: int, stride: int, kernel: int) -> None:
+    """Winograd and FFT algorithms let a large value leak into outputs that do not read it, far beyond the allowance."""
+
+    def spread(*size: int) -> Tensor:
+        return R(*size) * 10.0 ** (14 * torch.rand(*size, generator=SEEDED) - 7)
+
+    sides = ((kernel // 2,) * 2,) * 2
+    op = convolution.Conv(spread(16, 16, kernel, kernel), None, (stride, stride), sides, (1, 1))
+    wide, shape = op.to(torch.float64), (1, 16, 16, 16)
+    x = spread(batch, *shape)
+    error, v = (op.linear(x) - wide.linear(x.double())).abs(), wide.linear(x.double().abs(), absolute=True)
+    assert (error <= rounding.gamma(op.terms(shape), torch.float32) * v).all()
+    A = spread(*op.linear(x).shape)
+    (pulled,), (exact,) = op.adjoint(A, shape), wide.adjoint(A.double(), shape)
+    (size,) = wide.adjoint(A.double().abs(), shape, absolute=True)
+    assert ((pulled - exact).abs() <= rounding.gamma(op.adjoint_terms(shape), torch.float32) * size).all()
+
+
 @each_case
 def test_points_of_a_batch_do_not_mix(case: Case) -> None:
     op = case.op.to(torch.float64)
