@@ -1,0 +1,136 @@
+"""One question, one answer: run(query, stages)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from bounds.crown import Crown
+from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, place
+from bounds.errors import SpecError
+from bounds.ibp import Ibp
+from bounds.network import Network
+from verify.attack import Pgd
+from verify.spec import Property, Specification
+from verify.stages import Bound, Exact, Falsify, Options, Query, Stage, Tighten
+from verify.verdict import Falsified, Semantics, Unknown, Verdict, Verified
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A verdict and how it came about. seconds: spent in the kinds of stages "attack", "bounds", "milp" and in total."""
+
+    verdict: Verdict
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def _ibp(dtype: torch.dtype, options: Options) -> BoundEngine:
+    return Ibp(dtype, options.device, options.semantics, memory_mb=options.memory_mb)
+
+
+def _crown(dtype: torch.dtype, options: Options) -> BoundEngine:
+    return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline)
+
+
+def default_stages(seed: int = 0) -> tuple[Stage, ...]:
+    """A short attack, cheap bounds, good bounds, longer attacks from where they are weakest, linear programs, the exact answer."""
+    return (
+        Falsify(Pgd(steps=20, restarts=2, seed=seed), seconds=1.0),
+        Bound("ibp", _ibp),
+        Bound("crown", _crown),
+        Falsify(Pgd(steps=60, restarts=20, seed=seed + 1), seconds=10.0),
+        Tighten(seconds=20.0),
+        Falsify(Pgd(steps=100, restarts=50, seed=seed + 2), seconds=5.0),
+        Exact(),
+    )
+
+
+def verify(
+    network: Network,
+    question: Specification | Property,
+    *,
+    timeout: float | None = None,
+    device: str = "cpu",
+    memory_mb: float = DEFAULT_MEMORY_MB,
+    seed: int = 0,
+    semantics: Semantics = "real",
+    confirm: str | None = None,
+    stages: Sequence[Stage] | None = None,
+) -> Result:
+    """Decide whether any input of the question's regions makes the network violate it.
+
+    Args:
+        network: the network; counterexamples are replayed on `network.original` where it has one.
+        question: one specification, or several of which none may be violated.
+        timeout: seconds for the whole question; then the verdict is unknown with the best bound so far.
+        memory_mb: memory for coefficient tensors and solvers. seed: of everything random. confirm: a second MILP solver that must agree.
+        stages: instead of `default_stages`.
+
+    Raises:
+        SpecError: the question is about another number of inputs or outputs. DeviceError: the device is not there.
+
+    Property: `Verified` is sound (see its `proof`), `Falsified` is replayed; otherwise `Unknown` says why.
+    """
+    start = time.monotonic()
+    specifications = (question,) if isinstance(question, Specification) else tuple(question)
+    for specification in specifications:
+        _check_fit(network, specification)
+    place(device)
+    options = Options(None if timeout is None else start + timeout, device, memory_mb, seed, semantics, confirm)
+    verdict, seconds = _run(network, specifications, options, tuple(stages or default_stages(seed)))
+    seconds["total"] = time.monotonic() - start
+    return Result(verdict, seconds)
+
+
+def _check_fit(network: Network, specification: Specification) -> None:
+    if tuple(specification.region.shape) != network.input_shape:
+        raise SpecError(
+            f"the network reads inputs of shape {network.input_shape}, the question is about {tuple(specification.region.shape)}"
+        )
+    if specification.outputs != network.outputs:
+        raise SpecError(f"the network has {network.outputs} outputs, the question is about {specification.outputs}")
+
+
+def _run(
+    network: Network, specifications: Sequence[Specification], options: Options, stages: Sequence[Stage]
+) -> tuple[Verdict, dict[str, float]]:
+    """Every stage on every open specification before the next stage: the cheap ones first for all."""
+    seconds = {"attack": 0.0, "bounds": 0.0, "milp": 0.0}
+    open_queries = {i: Query.of(network, s, options) for i, s in enumerate(specifications)}
+    proven: list[Verified] = []
+    for stage in stages:
+        for index, query in list(open_queries.items()):
+            if options.late:
+                break
+            begin = time.monotonic()
+            outcome = stage(query)
+            seconds[stage.kind] += time.monotonic() - begin
+            if isinstance(outcome, Falsified):
+                return outcome, seconds
+            if isinstance(outcome, Verified):
+                proven.append(outcome)
+                del open_queries[index]
+            elif isinstance(outcome, Query):
+                open_queries[index] = outcome
+    if open_queries:
+        return _undecided(list(open_queries.values()), options), seconds
+    return _weakest(proven), seconds
+
+
+def _undecided(queries: list[Query], options: Options) -> Unknown:
+    """The first reason, and the worst of the best bounds."""
+    unknown = [(q.noting("time limit") if options.late else q).unknown() for q in queries]
+    bounds = [u.bound for u in unknown]
+    return Unknown(unknown[0].reason, None if any(b is None for b in bounds) else min(b for b in bounds if b is not None))
+
+
+def _weakest(proven: list[Verified]) -> Verified:
+    """One verdict for several proven specifications: the smallest bound, the weaker proof, the last stage needed."""
+    solver = [v for v in proven if v.proof == "solver"]
+    last = (solver or proven)[-1]
+    bounds = [v.bound for v in proven]
+    bound = None if any(b is None for b in bounds) else min(b for b in bounds if b is not None)
+    return Verified(bound, last.proof, last.semantics, last.decided_by, last.detail)

@@ -1,0 +1,294 @@
+"""The stages of a verification run: each decides a question or hands on a better-informed one.
+
+Falsify(attack)      searches counterexamples; every candidate is replayed on the original model
+Bound(engine)        closes the unsafe sets whose margins are proven positive, tightens pre-activations
+Exact(solver)        decides the open sets by mixed-integer programming
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+from bounds.crown import Crown
+from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
+from bounds.errors import MemoryLimitError, SolverMissingError, TimeLimitError, UnsupportedOpError
+from bounds.interval import Interval
+from bounds.network import Network
+from verify.attack import Attack, falsify, starts_from_bounds
+from verify.spec import Margins, Specification, margins
+from verify.verdict import Proof, Semantics, Unknown, Verdict, Verified, confirm
+
+if TYPE_CHECKING:
+    from milp.program import Solver
+    from milp.prove import Outcome
+
+
+@dataclass(frozen=True)
+class Options:
+    """What limits a run and what its verdicts cover."""
+
+    deadline: float | None = None
+    device: str = "cpu"
+    memory_mb: float = DEFAULT_MEMORY_MB
+    seed: int = 0
+    semantics: Semantics = "real"
+    confirm: str | None = None
+
+    def remaining(self) -> float | None:
+        """Seconds until the deadline (not below 0), or None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """One specification and everything proven about it so far.
+
+    lower: (rows,) float64, proven lower bounds of C y. closed: (sets,) mask of the unsafe sets excluded so far. intervals: proven enclosures
+    of nodes on the region, by node index. proof: the weakest proof used. notes: reasons why stages could not decide. starts: points where
+    the relaxation is smallest, (1, points, *input_shape), worth attacking from. details: how
+    solvers proved what they proved.
+    """
+
+    network: Network
+    specification: Specification
+    options: Options
+    lower: Tensor
+    closed: Tensor
+    intervals: dict[int, Interval] = field(default_factory=dict)
+    proof: Proof = "rigorous"
+    notes: tuple[str, ...] = ()
+    starts: Tensor | None = None
+    details: tuple[str, ...] = ()
+
+    @staticmethod
+    def of(network: Network, specification: Specification, options: Options) -> Query:
+        """A question about which nothing is known yet."""
+        goal = margins(specification)
+        lower = torch.full((goal.C.shape[0],), -torch.inf, dtype=torch.float64)
+        return Query(network, specification, options, lower, torch.zeros(len(goal.ranges), dtype=torch.bool))
+
+    @property
+    def goal(self) -> Margins:
+        """The rows of all unsafe sets."""
+        return margins(self.specification)
+
+    @property
+    def bound(self) -> float | None:
+        """The best proven lower bound of the worst margin, or None."""
+        worst = float(self.goal.worst(self.lower))
+        return worst if worst > -torch.inf else None
+
+    def noting(self, reason: str) -> Query:
+        """The same query with one more reason."""
+        return self if reason in self.notes else replace(self, notes=(*self.notes, reason))
+
+    def verified(self, decided_by: str, detail: str = "") -> Verified:
+        """The verdict once every set is closed."""
+        bound = self.bound
+        positive = bound if bound is not None and bound > 0 else None
+        return Verified(positive, self.proof, self.options.semantics, decided_by, detail)
+
+    def unknown(self) -> Unknown:
+        """The verdict when no stage is left."""
+        reason = "; ".join(self.notes) or "the bounds are not tight enough and no exact stage was asked for"
+        return Unknown(reason, self.bound)
+
+
+class Stage(Protocol):
+    """One step of a run."""
+
+    name: str
+    kind: str
+
+    def __call__(self, query: Query) -> Verdict | Query:
+        """Decide the query, or return it better informed. Limits reached inside are noted, never raised."""
+
+
+@dataclass(frozen=True)
+class Falsify:
+    """Search for a counterexample with an attack and replay it."""
+
+    attack: Attack
+    seconds: float | None = None
+    name: str = "attack"
+    kind: str = "attack"
+
+    def __call__(self, query: Query) -> Verdict | Query:
+        deadline = query.options.deadline
+        if self.seconds is not None:
+            own = time.monotonic() + self.seconds
+            deadline = own if deadline is None else min(deadline, own)
+        found, _ = falsify(query.network, query.specification, self.attack, starts=query.starts, deadline=deadline, rounded=True)
+        return query if found is None else found
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Close the unsafe sets whose margin an engine proves positive.
+
+    `engine` builds the engine for a working type, so that the float64 rerun happens only where float32's error terms could decide the sign.
+    """
+
+    name: str
+    engine: Callable[[torch.dtype, Options], BoundEngine]
+    kind: str = "bounds"
+
+    def __call__(self, query: Query) -> Verdict | Query:
+        for dtype in (torch.float32, torch.float64):
+            try:
+                query, near = self._improve(query, dtype)
+            except MemoryLimitError as error:
+                return query.noting(f"{self.name}: memory limit ({error})")
+            except TimeLimitError:
+                return query.noting("time limit")
+            if bool(query.closed.all()):
+                return query.verified(self.name)
+            if not near:
+                break
+        return query
+
+    def _improve(self, query: Query, dtype: torch.dtype) -> tuple[Query, bool]:
+        """The query with the engine's bounds, and whether rounding may have decided an open set."""
+        goal = query.goal
+        engine = self.engine(dtype, query.options)
+        bounds = engine(query.network, query.specification.region, goal.C, query.intervals or None)
+        improved = informed(query, bounds)
+        found = bounds.objective.lower[0].cpu()
+        gap = goal.per_set(found - goal.d.to(found))
+        scale = goal.per_set(bounds.objective.width[0].cpu())
+        near = bool(((gap <= 0) & (gap > -1e-3 * scale) & ~improved.closed).any())
+        return improved, near
+
+
+def informed(query: Query, bounds: Bounds) -> Query:
+    """The query with everything that an engine's bounds add to it."""
+    lower = torch.maximum(query.lower, bounds.objective.lower[0].cpu())
+    closed = query.closed | query.goal.impossible(lower)
+    intervals = {i: b.to(torch.float64, torch.device("cpu")) for i, b in enumerate(bounds.intervals)}
+    merged = {i: b if i not in query.intervals else b.intersect(query.intervals[i]) for i, b in intervals.items()}
+    starts = query.starts
+    if bounds.linear is not None:
+        starts = starts_from_bounds(query.specification.region, bounds.linear.lower_A.cpu())
+    return replace(query, lower=lower, closed=closed, intervals=merged, starts=starts)
+
+
+@dataclass(frozen=True)
+class Tighten:
+    """Narrow unstable pre-activations by linear programs with certified duals, while CROWN asks for the margins again after each layer."""
+
+    seconds: float | None = None
+    name: str = "lp"
+    kind: str = "milp"
+
+    def __call__(self, query: Query) -> Verdict | Query:
+        from milp.program import Limits
+        from milp.tighten import Effort, tighten
+
+        if query.options.semantics != "real" or not query.intervals:
+            return query
+        options = query.options
+        engine = Crown(torch.float64, semantics=options.semantics, memory_mb=options.memory_mb, deadline=options.deadline)
+        goal, region = query.goal, query.specification.region
+        best = query
+
+        def decided(known: Mapping[int, Interval]) -> bool:
+            nonlocal best
+            best = informed(replace(best, intervals=dict(known)), engine(query.network, region, goal.C, dict(known)))
+            return bool(best.closed.all())
+
+        left = [s for s in (options.remaining(), self.seconds) if s is not None]
+        limits = Limits(min(left) if left else None, options.memory_mb)
+        try:
+            found = tighten(query.network, region, query.intervals, limits, Effort(refresh=engine), decided=decided)
+        except (UnsupportedOpError, SolverMissingError) as error:
+            return query.noting(f"{self.name}: {error}")
+        except TimeLimitError:
+            return best.noting("time limit")
+        except MemoryLimitError as error:
+            return best.noting(f"{self.name}: memory limit ({error})")
+        if bool(best.closed.all()):
+            return best.verified(self.name, f"{found.solves} linear programs with certified duals")
+        return replace(best, intervals=dict(found.intervals))
+
+
+@dataclass(frozen=True)
+class Exact:
+    """Decide the open unsafe sets one by one by mixed-integer programming, the most promising first.
+
+    solver: its name, None for the default. A positive answer closes the set; a point is replayed on the original model.
+    """
+
+    solver: str | None = None
+    name: str = "milp"
+    kind: str = "milp"
+
+    def __call__(self, query: Query) -> Verdict | Query:
+        from milp.prove import most_promising_first
+        from milp.solvers import default_solver, get_solver
+
+        if query.options.semantics != "real":
+            return query.noting("the exact stage proves real arithmetic only, not float32-any-order")
+        if not query.intervals:
+            return query.noting("the exact stage needs bounds of every node, and no engine finished")
+        try:
+            solver = default_solver() if self.solver is None else get_solver(self.solver)
+            second = get_solver(query.options.confirm) if query.options.confirm else None
+        except SolverMissingError as error:
+            return query.noting(str(error))
+        goal = query.goal
+        bounds = goal.per_set(query.lower - goal.d.to(query.lower)).tolist()
+        for number in most_promising_first(bounds):
+            if bool(query.closed[number]):
+                continue
+            if query.options.late:
+                return query.noting("time limit")
+            outcome = self._one(query, number, solver, second)
+            if not isinstance(outcome, Query):
+                return outcome
+            query = outcome
+        return query.verified(self.name, "; ".join(query.details)) if bool(query.closed.all()) else query
+
+    def _one(self, query: Query, number: int, solver: Solver, second: Solver | None) -> Verdict | Query:
+        """One unsafe set: closed, falsified, or left open with the reason."""
+        from milp.program import Limits
+        from milp.prove import prove
+
+        specification, options = query.specification, query.options
+        limits = Limits(options.remaining(), options.memory_mb)
+        try:
+            found = prove(query.network, specification.region, specification.unsafe[number], query.intervals, solver, limits, second)
+        except UnsupportedOpError as error:
+            return query.noting(f"{self.name}: {error}")
+        except MemoryLimitError as error:
+            return query.noting(f"{self.name}: memory limit ({error})")
+        if found.status == "proved":
+            return _closed(query, number, found)
+        if found.point is not None:
+            witness = confirm(query.network, specification, [found.point], self.name, rounded=True)
+            if witness is not None:
+                return witness
+        reason = found.reason if found.status != "point" else "the solver's point violates the property only within its tolerances"
+        return query.noting(f"{self.name}: {reason}")
+
+
+def _closed(query: Query, number: int, found: Outcome) -> Query:
+    """The query with one set proven impossible by the exact stage."""
+    closed = query.closed.clone()
+    closed[number] = True
+    lower, (start, stop) = query.lower.clone(), query.goal.ranges[number]
+    if found.bound is not None and stop - start == 1:
+        lower[start] = max(float(lower[start]), float(query.goal.d[start]) + found.bound)
+    proof: Proof = "solver" if found.proof == "solver" or query.proof == "solver" else "rigorous"
+    details = query.details if str(found) in query.details else (*query.details, str(found))
+    return replace(query, closed=closed, lower=lower, proof=proof, details=details)
