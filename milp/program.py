@@ -198,8 +198,8 @@ class Solver(Protocol):
 class LpSession(Protocol):
     """One live linear program whose objective and bounds change between warm-started solves."""
 
-    def minimise(self, objective: Array, seconds: float | None = None) -> Solution:
-        """The minimum of objective @ x, with row duals and a dual bound recomputed from them."""
+    def minimise(self, objective: Array, constant: float = 0.0, seconds: float | None = None) -> Solution:
+        """The minimum of objective @ x + constant, with row duals and a dual bound recomputed from them."""
 
     def set_bounds(self, columns: Array, lower: Array, upper: Array) -> None:
         """Replace the bounds of some variables."""
