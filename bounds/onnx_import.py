@@ -7,6 +7,9 @@ The result is compared with ONNX Runtime on random points before it is used.
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -76,15 +79,26 @@ def import_torch(module: nn.Module, input_shape: Shape, check: bool = True) -> N
 
 def _export(module: nn.Module, example: torch.Tensor) -> bytes:
     try:
-        import onnxscript  # noqa: F401
+        from onnxscript.optimizer import fold_constants
     except ImportError as error:
         raise ModelError("importing a torch module needs onnxscript; run: pip install 'ringfence[torch-export]'") from error
-    with warnings.catch_warnings():
+    talk = io.StringIO()
+    level = logging.root.manager.disable
+    with warnings.catch_warnings(), contextlib.redirect_stdout(talk), contextlib.redirect_stderr(talk):
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
         try:
+            # The exporter's own optimisation would merge batch normalisation into convolutions, rounding their weights.
             program = torch.onnx.export(module, (example,), dynamo=True, optimize=False, verbose=False)
+            if program is not None:
+                fold_constants(program.model)
         except (RuntimeError, ValueError, TypeError) as error:
-            raise ModelError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(error)}") from error
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise ModelError(f"torch cannot export {type(module).__name__} to ONNX: {first_line(cause)}") from error
+        finally:
+            logging.disable(level)
     if program is None:
         raise ModelError(f"torch returned nothing when exporting {type(module).__name__} to ONNX")
     return program.model_proto.SerializeToString()
@@ -262,6 +276,8 @@ class _Importer:
         if proto.op_type in ("Shape", "Size") and not all(known):
             node = _graph_node(proto, name, self.opset)
             builder.constants[proto.output[0]] = _shape_values(NodeReader(node, builder))
+        elif proto.op_type == "CastLike" and known[0]:
+            builder.constants[proto.output[0]] = builder.constants[proto.input[0]].astype(self.dtype)
         elif all(known):
             self._fold(proto, name, builder)
         elif proto.op_type in HANDLERS:

@@ -36,6 +36,14 @@ def _cast(node: NodeReader) -> int:
     return node.source(0)
 
 
+def _cast_like(node: NodeReader) -> int:
+    """As `_cast`; tensors computed from the input have floating-point type."""
+    node.ignore("saturate")
+    if node.is_constant(1) and not np.issubdtype(node.constant(1).dtype, np.floating):
+        raise node.refuse(f"a cast to {node.constant(1).dtype} is not supported")
+    return node.source(0)
+
+
 def _reshape(node: NodeReader) -> int:
     shape = node.shape(0)
     wanted = node.integers(1) if node.has(1) else node.attribute("shape")
@@ -245,6 +253,7 @@ def _tile(node: NodeReader) -> int:
 
 SHAPE_HANDLERS: dict[str, Handler] = {
     "Cast": _cast,
+    "CastLike": _cast_like,
     "Concat": _concat,
     "Dropout": _dropout,
     "Expand": _expand,

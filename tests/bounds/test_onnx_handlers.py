@@ -75,6 +75,8 @@ CASES = [
     Case("BatchNormalization", (1, 3), [R(3), R(3), R(3), np.abs(R(3))], {"epsilon": 0.01, "momentum": 0.8}),
     Case("BatchNormalization", (1, 3, 4), [R(3), R(3), R(3), np.abs(R(3))], {}, 9),
     Case("Cast", ROW, attributes={"to": TensorProto.FLOAT}),
+    Case("CastLike", ROW, ["z"]),
+    Case("CastLike", ROW, [R(2)]),
     Case("Clip", ROW, [np.array(-0.5, np.float32), np.array(0.75, np.float32)]),
     Case("Clip", ROW, [None, np.array(0.75, np.float32)]),
     Case("Clip", ROW, attributes={"min": 0.0, "max": 6.0}, opset=9),

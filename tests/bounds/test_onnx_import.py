@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from bounds.errors import ImportMismatchError, ModelError, NumericsError, ShapeError, UnsupportedOpError
 from bounds.network import Network
 from bounds.onnx_import import check_import, import_onnx, import_torch
-from bounds.ops.affine import LeftLinear, Linear, Shift
+from bounds.ops.affine import BatchNormalization, LeftLinear, Linear, Shift
 from bounds.ops.base import Input
 from bounds.ops.convolution import Conv
 from bounds.ops.shape import Reshape
@@ -132,6 +132,16 @@ def test_other_precisions(dtype: type) -> None:
     assert network.original.input_dtype == dtype
     assert network.dtype == (torch.float64 if dtype == np.float64 else torch.float32)
     assert network.original(np.ones((2, 4))).shape == (2, 3)
+
+
+def test_a_narrow_copy_leads_back_to_the_stored_weights() -> None:
+    W = np.full((2, 1), 0.1)
+    network = import_onnx(model([helper.make_node("MatMul", ["x", "W"], ["y"])], {"x": [1, 2]}, {"W": W}, dtype=TensorProto.DOUBLE))
+    single = network.to(torch.float32)
+    assert single.dtype == torch.float32
+    again = single.to(torch.float64).nodes[2].op
+    assert isinstance(again, Linear)
+    assert again.weight.tolist() == [[0.1, 0.1]]
 
 
 def test_original_can_be_sent_to_another_process() -> None:
@@ -292,7 +302,8 @@ class _Residual(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.first(x)
-        return self.tail(torch.relu(self.second(y) + y) - 0.1 * y)
+        left, right = torch.relu(self.second(y) + y).chunk(2, dim=1)
+        return self.tail(torch.cat([right, left], dim=1) - 0.1 * y)
 
 
 def test_torch_module() -> None:
@@ -303,14 +314,23 @@ def test_torch_module() -> None:
     module.first[1].running_var.uniform_(0.5, 2.0)
     network = import_torch(module, (2, 6, 6))
     assert module.training
+    assert any(isinstance(node.op, BatchNormalization) for node in network.nodes)
     assert (network.input_shape, network.output_shape) == ((2, 6, 6), (3,))
     x = torch.randn(4, 2, 6, 6)
     with torch.no_grad():
         torch.testing.assert_close(network(x), module.eval()(x), rtol=1e-5, atol=1e-5)
 
 
-def test_torch_module_that_cannot_be_exported_or_imported() -> None:
+class _Branching(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_torch_module_that_cannot_be_exported_or_imported(capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")
+    with pytest.raises(ModelError, match=r"torch cannot export _Branching to ONNX: .*data-dependent"):
+        import_torch(_Branching(), (3,))
+    assert capfd.readouterr() == ("", "")
     with pytest.raises(UnsupportedOpError, match="Softmax"):
         import_torch(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Softmax(dim=-1)), (3,))
 
