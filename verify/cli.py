@@ -116,6 +116,7 @@ def verify(  # noqa: PLR0913 - one argument an option
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Let a second solver agree before a solver's proof counts as verified.")
     ] = False,
+    threads: Annotated[int, typer.Option(help="Threads for bounds and attacks.", min=1)] = 1,
     as_json: Json = False,
     timeout: Timeout = None,
     device: Device = "cpu",
@@ -124,11 +125,13 @@ def verify(  # noqa: PLR0913 - one argument an option
 ) -> int:
     """Answer a question: verified, falsified or unknown."""
     start = time.monotonic()
-    from verify.command import Run, Settings, choose, read_semantics
+    from verify.command import Run, Settings, choose, read_semantics, second_solver
     from verify.questions import read_memory
 
     source = choose(spec, dataset, data_dir, index, norm, eps)
-    settings = Settings(timeout, device, read_memory(memory_limit), seed, read_semantics(semantics), confirm, counterexample)
+    second = second_solver() if confirm else None
+    meaning, memory = read_semantics(semantics), read_memory(memory_limit)
+    settings = Settings(timeout, device, memory, seed, meaning, second, counterexample, threads)
     return Run(settings.check(), _print, as_json).verify(model, source, start)
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, get_args
 
+import torch
+
 from bounds.engine import DEFAULT_MEMORY_MB, place
-from bounds.errors import OutputError, RingfenceError, SpecError
+from bounds.errors import OutputError, RingfenceError, SolverMissingError, SpecError
 from bounds.network import Network
 from verify import exits
 from verify.document import to_json
@@ -19,8 +21,6 @@ from verify.questions import Question, Robustness, from_file
 from verify.run import verify
 from verify.verdict import Falsified, Semantics, Unknown
 from verify.witness import write_counterexample
-
-SECOND_SOLVER = "highs"
 
 
 class Source(Protocol):
@@ -58,15 +58,20 @@ def choose(spec: Path | None, dataset: str | None, folder: Path | None, index: s
 
 @dataclass(frozen=True)
 class Settings:
-    """What limits a run. `counterexample`: where witnesses are written, if anywhere. See `verify.run.verify` for the rest."""
+    """What limits a run. `counterexample`: where witnesses are written, if anywhere. See `verify.run.verify` for the rest.
+
+    `threads`: of torch. One is the default because a question is many small operations, which gain nothing from more threads and lose much
+    where another process wants the same cores.
+    """
 
     timeout: float | None = None
     device: str = "cpu"
     memory_mb: float = DEFAULT_MEMORY_MB
     seed: int = 0
     semantics: Semantics = "real"
-    confirm: bool = False
+    confirm: str | None = None
     counterexample: Path | None = None
+    threads: int = 1
 
     def check(self) -> Settings:
         """These settings, if they can be met here.
@@ -81,6 +86,20 @@ class Settings:
         if path is not None and path.exists() and not path.is_file():
             raise OutputError(f"cannot write {path}: it is no ordinary file; name another")
         return self
+
+
+def second_solver() -> str:
+    """The solver that confirms the default one: the next that is installed.
+
+    Raises:
+        SolverMissingError: there is none.
+    """
+    from milp.solvers import available
+
+    names = available()
+    if len(names) < 2:
+        raise SolverMissingError("--confirm needs a second solver beside the default: pip install highspy pyscipopt")
+    return names[1]
 
 
 def read_semantics(text: str) -> Semantics:
@@ -107,6 +126,7 @@ class Run:
         """Answer every question and return the exit code. `start`: when the command began, on time.monotonic()."""
         answers: list[Answer] = []
         interrupted = False
+        torch.set_num_threads(self.settings.threads)
         try:
             network = Network.from_onnx(model)
             questions = list(source.questions(network))
@@ -137,7 +157,7 @@ class Run:
                 memory_mb=settings.memory_mb,
                 seed=settings.seed,
                 semantics=settings.semantics,
-                confirm=SECOND_SOLVER if settings.confirm else None,
+                confirm=settings.confirm,
             )
         except RingfenceError as error:
             if alone:

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from bounds.errors import NumericsError
+from bounds.errors import NumericsError, SolverMissingError
 from tests.mnist_files import write_mnist
 from verify.cli import main
 
@@ -442,3 +442,30 @@ def test_console_script_is_installed() -> None:
         pytest.skip("the command ringfence is not installed in this environment; run make env")
     done = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"ringfence \d+\.\d+\.\d+\n", done.stdout)
+
+
+def test_confirm_names_another_solver_than_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    from milp import solvers
+    from verify.command import second_solver
+
+    monkeypatch.setattr(solvers, "available", lambda: ["highs", "pulp"])
+    assert second_solver() == "pulp"
+    monkeypatch.setattr(solvers, "available", lambda: ["highs"])
+    with pytest.raises(SolverMissingError, match="pip install"):
+        second_solver()
+
+
+def test_confirm_reaches_the_question(run: Runner, net: Path, safe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import verify.command
+
+    asked: list[Any] = []
+    answer = verify.command.verify
+
+    def listening(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["confirm"])
+        return answer(*arguments, **options)
+
+    monkeypatch.setattr(verify.command, "verify", listening)
+    run("verify", net, safe)
+    run("verify", net, safe, "--confirm")
+    assert asked == [None, verify.command.second_solver()]
