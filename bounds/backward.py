@@ -21,8 +21,9 @@ from bounds import rounding
 from bounds.errors import MemoryLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
+from bounds.local import LocalWalk, Rows, is_local
 from bounds.ops.base import Activation, Affine, Input
-from bounds.region import Region
+from bounds.region import Box, Region
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
@@ -64,7 +65,7 @@ class View:
 class Planar:
     """What a walk arrives with: A d_0 + constant <= the rows' deviation (first `rows`) and its negative, d_0 the input's deviation.
 
-    When `doubled` is False the coefficients of the negated rows are -A. A: (B, rows or 2 rows, *input_shape); lower, upper: (B, rows)
+    When `doubled` is False the coefficients of the negated rows are -A, if the walk was two-sided at all. A: (B, rows or 2 rows, *input_shape); lower, upper: (B, rows)
     constants of the two, errors already subtracted.
     """
 
@@ -72,6 +73,7 @@ class Planar:
     lower: Tensor
     upper: Tensor
     doubled: bool
+    two_sided: bool
 
 
 class _Walk:
@@ -80,12 +82,10 @@ class _Walk:
     two_sided: bound the negated rows as well. They share the coefficients until the first activation whose slopes differ.
     """
 
-    def __init__(self, view: View, start: int, A: Tensor, fee: Tensor, two_sided: bool) -> None:
+    def __init__(self, view: View, pending: dict[int, Tensor], lower: Tensor, upper: Tensor, two_sided: bool) -> None:
         self.view, self.network = view, view.trace.network
-        self.pending = {start: A}
-        self.rows = A.shape[1]
-        total = fee.to(_EXACT) * rounding.SAFETY + view.underflow().unsqueeze(1) * (1 + A.flatten(2).abs().amax(-1))
-        self.lower, self.upper = -total, -total
+        self.pending, self.lower, self.upper = pending, lower, upper
+        self.rows = lower.shape[1]
         self.two_sided, self.doubled = two_sided, False
 
     def run(self, start: int) -> Planar:
@@ -96,7 +96,7 @@ class _Walk:
                 continue
             op = self.network.nodes[index].op
             if isinstance(op, Input):
-                return Planar(A, self.lower, self.upper, self.doubled)
+                return Planar(A, self.lower, self.upper, self.doubled, self.two_sided)
             if isinstance(op, Affine):
                 self._through_affine(index, op, A)
             elif isinstance(op, Activation):
@@ -104,7 +104,7 @@ class _Walk:
         # The rows do not depend on the input at all.
         height = self.rows * (2 if self.doubled else 1)
         nothing = self.lower.new_zeros(self.lower.shape[0], height, *self.network.input_shape, dtype=self.view.trace.dtype)
-        return Planar(nothing, self.lower, self.upper, self.doubled)
+        return Planar(nothing, self.lower, self.upper, self.doubled, self.two_sided)
 
     def run_to_frontier(self, start: int, stop: int | None) -> dict[int, Tensor]:
         """From node `start` through affine nodes only; the coefficients at the activations, the input or `stop`."""
@@ -163,25 +163,20 @@ class _Walk:
         self.upper = self.upper - (total[:, self.rows :] if self.doubled else total)
 
 
-def _floor(view: View, planar: Planar) -> Tensor:
-    """Lower bounds of the rows' deviations over the regions, float64, outward; (B, rows)."""
-    fall = view.region().decrease(planar.A)
-    return planar.lower - fall - rounding.gamma(64, _EXACT) * (planar.lower.abs() + fall)
-
-
-def _concretize(view: View, planar: Planar) -> Interval:
-    """The interval of the rows' deviations over the regions, float64, outward; (B, rows). For two-sided walks."""
+def _concretize(view: View, planar: Planar) -> tuple[Tensor, Tensor]:
+    """Bounds of the rows' deviations over the regions from below and (for two-sided walks) above, float64, outward; (images, rows)."""
     region = view.region()
     rows = planar.lower.shape[1]
+    fall = region.decrease(planar.A)
     if planar.doubled:
-        fall = region.decrease(planar.A)
-        below, above = fall[:, :rows], fall[:, rows:]
-    else:
-        below, above = region.decrease(planar.A), region.decrease(-planar.A)
-    error = rounding.gamma(64, _EXACT)
-    lower = planar.lower - below - error * (planar.lower.abs() + below)
-    upper = -planar.upper + above + error * (planar.upper.abs() + above)
-    return Interval(lower, upper)
+        return _less(planar.lower, fall[:, :rows]), -_less(planar.upper, fall[:, rows:])
+    rise = fall if isinstance(region, Box) or not planar.two_sided else region.decrease(-planar.A)
+    return _less(planar.lower, fall), -_less(planar.upper, rise)
+
+
+def _less(constant: Tensor, fall: Tensor) -> Tensor:
+    """constant - fall, less what a few dozen float64 roundings can amount to."""
+    return constant - fall - rounding.gamma(64, _EXACT) * (constant.abs() + fall)
 
 
 def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: Unstable | None = None) -> Interval:
@@ -194,7 +189,11 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: 
     interval = trace.interval(index)
     best = Interval(interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone())
     if unstable is None:
-        _bound_elements(trace, index, wanted, memory, best, None)
+        # Parallel planes serve both sides at once; otherwise each side has coefficients of its own.
+        everywhere = torch.ones_like(wanted.flatten(1))
+        sides = (None,) if trace.parallel else (everywhere, ~everywhere)
+        for side in sides:
+            _bound_elements(trace, index, wanted, memory, best, side)
     else:
         rising = (trace.center[index] > 0).flatten(1)  # type: ignore[operator]
         _bound_elements(trace, index, wanted, memory, best, rising)
@@ -205,25 +204,40 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: 
 
 def _bound_elements(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval, rising: Tensor | None) -> None:
     """Write bounds of the wanted elements into `best` (B, n): lower bounds where `rising`, upper elsewhere; both where it is None."""
-    node, dtype = trace.network.nodes[index], trace.dtype
-    center, charge = trace.center[index].flatten(1), trace.charge[index].flatten(1)  # type: ignore[union-attr]
+    center, dtype = trace.center[index].flatten(1), trace.dtype  # type: ignore[union-attr]
     for images, elements, valid in _chunks(wanted.flatten(1), _rows_per_chunk(trace, index, memory)):
         trace.check_time()
         view = View(trace, None if images.numel() == trace.batch == 1 else images)
         up = None if rising is None else rising[images].gather(1, elements)
-        A = torch.zeros(*elements.shape, math.prod(node.shape), dtype=dtype, device=center.device)
-        A.scatter_(2, elements.unsqueeze(-1), 1.0 if up is None else torch.where(up, 1.0, -1.0).to(dtype).unsqueeze(-1))  # type: ignore[arg-type]
-        fee, base = charge[images].gather(1, elements), center[images].gather(1, elements)
-        planar = _Walk(view, index, A.unflatten(2, node.shape), fee, two_sided=up is None).run(index)
-        where = images.unsqueeze(1).expand_as(elements)
-        if up is None:
-            found = _concretize(view, planar)
-            best.lower[where[valid], elements[valid]] = rounding.round_down(rounding.below(base + found.lower), dtype)[valid]
-            best.upper[where[valid], elements[valid]] = rounding.round_up(rounding.above(base + found.upper), dtype)[valid]
-        else:
-            floor, low, high = _floor(view, planar), valid & up, valid & ~up
-            best.lower[where[low], elements[low]] = rounding.round_down(rounding.below(base + floor), dtype)[low]
-            best.upper[where[high], elements[high]] = rounding.round_up(rounding.above(base - floor), dtype)[high]
+        sign = None if up is None else torch.where(up, 1.0, -1.0).to(dtype)
+        base, where = center[images].gather(1, elements), images.unsqueeze(1).expand_as(elements)
+        floor, ceiling = _walk_elements(view, Rows(index, elements, sign))
+        low, high = (valid, valid) if up is None else (valid & up, valid & ~up)
+        peak = ceiling if up is None else -floor
+        best.lower[where[low], elements[low]] = rounding.round_down(rounding.below(base + floor), dtype)[low]
+        best.upper[where[high], elements[high]] = rounding.round_up(rounding.above(base + peak), dtype)[high]
+
+
+def _walk_elements(view: View, rows: Rows) -> tuple[Tensor, Tensor]:
+    """Bounds of the signed elements' deviations: from below, and for two-sided walks from above; (images, rows) float64, outward."""
+    charge = view.charge(rows.start).flatten(1).gather(1, rows.elements)
+    fee = charge.to(_EXACT) * rounding.SAFETY + 2 * view.underflow().unsqueeze(1)
+    network, two_sided = view.trace.network, rows.sign is None
+    if not is_local(network, rows.start):
+        shape = network.nodes[rows.start].shape
+        A = torch.zeros(*rows.elements.shape, math.prod(shape), dtype=view.trace.dtype, device=fee.device)
+        ones = torch.ones_like(rows.elements, dtype=A.dtype) if rows.sign is None else rows.sign
+        A.scatter_(2, rows.elements.unsqueeze(-1), ones.unsqueeze(-1))
+        walk = _Walk(view, {rows.start: A.unflatten(2, shape)}, -fee, -fee, two_sided)
+        return _concretize(view, walk.run(rows.start))
+    local = LocalWalk(view, rows, fee)
+    resume = local.run()
+    lower, upper = (t.view(rows.elements.shape) for t in (local.lower, local.upper))
+    falls = local.decrease() if resume == 0 else None
+    if falls is None:
+        return _concretize(view, _Walk(view, local.dense(), lower, upper, two_sided).run(resume))
+    fall, rise = (t.view(rows.elements.shape) for t in falls)
+    return _less(lower, fall), -_less(upper, rise)
 
 
 def _rows_per_chunk(trace: Trace, index: int, memory: int) -> int:
@@ -287,14 +301,15 @@ def bound_objective(trace: Trace, objective: Tensor, memory: int) -> tuple[Linea
 def _objective_chunk(view: View, last: int, C: Tensor) -> tuple[LinearBounds, Interval]:
     flat = C.flatten(2)
     charge = view.charge(last).flatten(1).unsqueeze(-1)
-    fee = torch.bmm(flat.abs(), charge).squeeze(-1)
-    planar = _Walk(view, last, C.clone(), fee, two_sided=True).run(last)
+    fee = torch.bmm(flat.abs(), charge).squeeze(-1).to(_EXACT) * rounding.SAFETY
+    fee = fee + view.underflow().unsqueeze(1) * (1 + flat.abs().amax(-1))
+    planar = _Walk(view, {last: C.clone()}, -fee, -fee, two_sided=True).run(last)
     center = view.trace.center[last]
     middle = (center if view.images is None else center[view.images]).flatten(1).unsqueeze(-1)  # type: ignore[index,union-attr]
     value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
     slack = rounding.gamma(flat.shape[-1] + 2, _EXACT) * size
-    deviation = _concretize(view, planar)
-    interval = Interval(rounding.below(value + deviation.lower, slack), rounding.above(value + deviation.upper, slack))
+    floor, ceiling = _concretize(view, planar)
+    interval = Interval(rounding.below(value + floor, slack), rounding.above(value + ceiling, slack))
     return _linear_bounds(view, planar, value, slack), interval
 
 
@@ -325,7 +340,8 @@ def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Inte
     last = len(trace.network.nodes) - 1
     flat = objective.flatten(2)
     fee = torch.bmm(flat.abs(), trace.charge[last].flatten(1).unsqueeze(-1)).squeeze(-1)  # type: ignore[union-attr]
-    walk = _Walk(View(trace, None), last, objective.clone(), torch.zeros_like(fee), two_sided=True)
+    nothing = torch.zeros_like(fee, dtype=_EXACT)
+    walk = _Walk(View(trace, None), {last: objective.clone()}, nothing, nothing, two_sided=True)
     frontier = walk.run_to_frontier(last, stop)
     spread = torch.zeros_like(walk.lower)
     for index, A in frontier.items():

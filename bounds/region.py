@@ -143,9 +143,12 @@ class Box(Region):
         radius = torch.where(self.lower == self.upper, 0.0, rounding.above(radius))
         return rounding.round_up(radius, self.lower.dtype)
 
+    def radius(self, dtype: torch.dtype) -> Tensor:
+        """Half widths around the origin, (B, *shape), rounded upward."""
+        return rounding.round_up(self._radius, dtype) if dtype != self.lower.dtype else self._radius
+
     def decrease(self, A: Tensor) -> Tensor:
-        radius = rounding.round_up(self._radius, A.dtype) if A.dtype != self.lower.dtype else self._radius
-        return rounding.dot_above(A.flatten(2).abs(), radius.flatten(1))
+        return rounding.dot_above(A.flatten(2).abs(), self.radius(A.dtype).flatten(1))
 
     def project(self, x: Tensor) -> Tensor:
         low, high = self.lower.unsqueeze(1), self.upper.unsqueeze(1)

@@ -81,6 +81,11 @@ class Trace:
             raise TimeLimitError("the time limit was reached while bounds were computed")
 
     @property
+    def parallel(self) -> bool:
+        """Whether all planes so far are parallel: then a row and its negative share their coefficients all the way."""
+        return all(planes is None or planes.parallel for planes in self.planes)
+
+    @property
     def batch(self) -> int:
         """Number of regions."""
         return self.region.batch

@@ -7,7 +7,7 @@ scale) is computed in the working type and its roundings are counted in `terms`.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.ops.base import Affine, Shape, product
+from bounds.patch import Patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,6 +159,9 @@ class AddBranches(Affine):
     def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
         return tuple(sum_to(A, shape) for shape in shapes)
 
+    def local_adjoint(self, patch: Patch, *shapes: Shape) -> tuple[Patch, ...] | None:
+        return (patch,) * len(shapes) if len(set(shapes)) == 1 else None
+
 
 @dataclass(frozen=True, eq=False)
 class SubBranches(Affine):
@@ -168,6 +172,9 @@ class SubBranches(Affine):
 
     def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
         return sum_to(A, shapes[0]), sum_to(A if absolute else -A, shapes[1])
+
+    def local_adjoint(self, patch: Patch, *shapes: Shape) -> tuple[Patch, ...] | None:
+        return (patch, replace(patch, A=-patch.A)) if len(set(shapes)) == 1 else None
 
 
 @dataclass(frozen=True, eq=False)

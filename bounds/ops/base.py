@@ -26,6 +26,7 @@ from torch import Tensor
 from bounds import rounding
 from bounds.interval import Interval
 from bounds.linear import Relaxation
+from bounds.patch import Patch, as_map
 
 Shape = tuple[int, ...]
 Slopes = Literal["adaptive", "parallel"]
@@ -140,6 +141,20 @@ class Affine(Op):
         with torch.enable_grad():
             xs = [A.new_zeros(A.shape[0], *s).requires_grad_() for s in shapes]
             return torch.autograd.grad(self.linear(*xs, absolute=absolute), xs, A, create_graph=A.requires_grad)
+
+    def local_adjoint(self, patch: Patch, *shapes: Shape) -> tuple[Patch, ...] | None:
+        """W_j^T A for every input j where A's rows live in windows of a map; None where the op is not local.
+
+        Entries beyond the map's edge are zero in `patch` and may be anything in the results. The default serves element-wise ops.
+        """
+        maps = [as_map(shape) for shape in shapes]
+        if not self.elementwise or len(maps) != 1 or maps[0] is None:
+            return None
+        factors = self.linear(patch.A.new_ones(1, *shapes[0]))
+        if as_map(tuple(factors.shape[1:])) != maps[0]:
+            return None
+        windows = replace(patch, image=torch.zeros_like(patch.image)).windows(factors.reshape(1, *maps[0]))
+        return (replace(patch, A=patch.A * windows),)
 
     def interval(self, *xs: Interval) -> Interval:
         return self.interval_and_magnitude(*xs)[0]

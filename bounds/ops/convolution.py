@@ -6,13 +6,14 @@ Weights stay exactly as the model stores them. Shapes in comments leave out the 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from bounds.ops.base import Affine, Shape, product
+from bounds.patch import Patch
 
 Sizes = tuple[int, ...]
 
@@ -81,6 +82,14 @@ class Conv(Affine):
         x = F.pixel_shuffle(F.conv_transpose2d(A, phases.reshape(out, channels * stride**2, height, width)), stride)
         (top, _), (left, _) = self.pads
         return F.pad(x, (-left, spatial[1] + left - x.shape[3], -top, spatial[0] + top - x.shape[2]))
+
+    def local_adjoint(self, patch: Patch, *shapes: Shape) -> tuple[Patch, ...] | None:
+        if len(self.strides) != 2 or any(d != 1 for d in self.dilations):
+            return None
+        A = F.conv_transpose2d(patch.A, self.weight, None, self.strides, 0, 0, self.groups)  # type: ignore[arg-type]
+        scale = patch.scale[0] * self.strides[0], patch.scale[1] * self.strides[1]
+        offset = [o * s - begin for o, s, (begin, _) in zip(patch.offset, self.strides, self.pads, strict=True)]
+        return (replace(patch, A=A, scale=scale, offset=(offset[0], offset[1])),)
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         padding = tuple(begin for begin, _ in self.pads)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bounds.ops.affine import sum_to
 from bounds.ops.base import MovesData, Shape, product
+from bounds.patch import Patch, as_map
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,9 @@ class Reshape(MovesData):
 
     def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
         return (A.reshape(A.shape[0], *shapes[0]),)
+
+    def local_adjoint(self, patch: Patch, *shapes: Shape) -> tuple[Patch, ...] | None:
+        return (patch,) if as_map(shapes[0]) == as_map(self.shape) else None
 
 
 @dataclass(frozen=True, eq=False)

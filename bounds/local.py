@@ -1,0 +1,141 @@
+"""The start of a backward walk in a convolutional network, on patches instead of whole maps.
+
+Rows stay patches while their windows are small and the ops they meet are local; from there the walk of `bounds.backward` goes on with whole
+maps. Numerics: the same charges pay as there, since every sum over a window is part of a sum over the map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.ops.base import Activation, Affine, Input
+from bounds.patch import Patch, as_map
+from bounds.region import Box
+
+if TYPE_CHECKING:
+    from bounds.backward import View
+    from bounds.network import Network
+
+_EXACT = torch.float64
+_LARGEST_SHARE = 0.6
+"""Windows that cover more than this share of the map are not worth their gathers."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows to be walked down from node `start`: +-1 at one element each. All tensors (images, rows).
+
+    sign: None for two-sided walks, which bound the rows and their negatives (all planes must be parallel).
+    """
+
+    start: int
+    elements: Tensor
+    sign: Tensor | None
+
+
+class LocalWalk:
+    """Walks rows down as patches; `lower` (and for two-sided walks `upper`, of the negated rows) are the constants so far, (T,)."""
+
+    def __init__(self, view: View, rows: Rows, fee: Tensor) -> None:
+        self.view, self.network, self.rows = view, view.trace.network, rows
+        channels, height, width = as_map(self.network.nodes[rows.start].shape)  # type: ignore[misc]
+        flat = rows.elements.flatten()
+        everyone = torch.arange(flat.numel(), device=flat.device)
+        A = torch.zeros(flat.numel(), channels, 1, 1, dtype=view.trace.dtype, device=flat.device)
+        A[everyone, flat // (height * width), 0, 0] = 1.0 if rows.sign is None else rows.sign.flatten()
+        image = everyone // rows.elements.shape[1]
+        self.pending = {rows.start: Patch(A, image, flat // width % height, flat % width)}
+        self.lower, self.upper = -fee.flatten(), -fee.flatten()
+
+    def run(self) -> int:
+        """Walk down while it pays; returns the highest node that whole maps must go through (0: only the input is left)."""
+        for index in range(self.rows.start, 0, -1):
+            if index in self.pending and not (self._pays() and self._step(index)):
+                return index
+        return 0
+
+    def _pays(self) -> bool:
+        for index, patch in self.pending.items():
+            _, height, width = as_map(self.network.nodes[index].shape)  # type: ignore[misc]
+            if patch.size[0] * patch.size[1] > _LARGEST_SHARE * height * width:
+                return False
+        return True
+
+    def _step(self, index: int) -> bool:
+        """Go through node `index` if its op is local; False leaves everything as it is."""
+        node, shapes = self.network.nodes[index], self.network.input_shapes(index)
+        here = as_map(node.shape)
+        if here is None or any(as_map(shape) is None for shape in shapes):
+            return False
+        patch = self.pending[index]
+        if isinstance(node.op, Activation):
+            results = (self._through_activation(index, patch),) if node.shape == shapes[0] else None
+        elif isinstance(node.op, Affine):
+            results = node.op.local_adjoint(patch.inside(*here[1:]), *shapes)
+        else:
+            results = None
+        if results is None:
+            return False
+        arrived: dict[int, Patch] = {}
+        for source, result in zip(node.inputs, results, strict=True):
+            held = arrived.get(source, self.pending.get(source))
+            total = result if held is None else held.merge(result)
+            if total is None:
+                return False
+            arrived[source] = total
+        del self.pending[index]
+        self.pending.update(arrived)
+        return True
+
+    def _through_activation(self, index: int, patch: Patch) -> Patch:
+        planes, shape = self.view.planes(index), as_map(self.network.nodes[index].shape)
+        maps = [planes.slope, planes.gap, self.view.charge(index)] + ([] if planes.parallel else [planes.step])
+        stacked = patch.windows(torch.cat([m.reshape(-1, *shape) for m in maps], dim=1))  # type: ignore[misc]
+        parts = stacked.split(shape[0], dim=1)  # type: ignore[index]
+        slope, gap, charge = parts[:3]
+        negative = patch.A.clamp(max=0)
+        paid = _sum(patch.A.abs() * charge) * rounding.SAFETY
+        slack = 1 + rounding.gamma(patch.size[0] * patch.size[1] + 2, patch.A.dtype)
+        self.lower = self.lower - paid + slack * _sum(negative * gap)
+        self.upper = self.upper - paid
+        if self.rows.sign is None:
+            self.upper = self.upper - slack * _sum((patch.A - negative) * gap)
+        A = patch.A * slope
+        return replace(patch, A=A if planes.parallel else A.addcmul_(negative, parts[3]))
+
+    def decrease(self) -> tuple[Tensor, Tensor] | None:
+        """If only a box input is left: how far the rows, and their negatives, can fall below their value at the origin; (T,) each."""
+        region = self.view.region()
+        patch, shape = self.pending.get(0), as_map(self.network.input_shape)
+        if patch is None or len(self.pending) != 1 or shape is None or not isinstance(region, Box):
+            return None
+        radius = patch.windows(region.radius(patch.A.dtype).reshape(-1, *shape))
+        terms = patch.size[0] * patch.size[1] + 2
+        total = _sum(patch.A.abs() * radius)
+        fall = rounding.above(total, rounding.gamma(terms, patch.A.dtype) * total + rounding.underflow(patch.A[0].numel(), patch.A.dtype))
+        return fall, fall
+
+    def dense(self) -> dict[int, Tensor]:
+        """The pending coefficients as whole tensors (images, rows, *shape)."""
+        whole = {}
+        for index, patch in self.pending.items():
+            shape = self.network.nodes[index].shape
+            maps = patch.dense(*as_map(shape))  # type: ignore[misc]
+            whole[index] = maps.reshape(*self.rows.elements.shape, *shape)
+        return whole
+
+
+def is_local(network: Network, index: int) -> bool:
+    """Whether rows of node `index` are worth starting as patches: its shape is a map of more than one position."""
+    shape = as_map(network.nodes[index].shape)
+    return shape is not None and shape[1] * shape[2] > 1 and not isinstance(network.nodes[index].op, Input)
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Sums over a window's positions in the working type, then over channels in float64: (T, channels, height, width) -> (T,)."""
+    return values.sum((2, 3)).to(_EXACT).sum(1)

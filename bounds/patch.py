@@ -1,0 +1,89 @@
+"""Coefficients that live in a small window of a map.
+
+A row of a backward walk that starts at one position of a map touches, some convolutions further down, only a window around it. A `Patch`
+holds the windows of T rows of one node. All rows share one geometry: the row that started at (y, x) has its window's corner at
+(y, x) * scale + offset. Entries beyond the map's edge belong to zero padding; whoever reads a patch drops them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Shape = tuple[int, ...]
+Pair = tuple[int, int]
+
+
+def as_map(shape: Shape) -> tuple[int, int, int] | None:
+    """(channels, height, width) if the shape is such a map up to leading ones, else None."""
+    if len(shape) < 3 or any(size != 1 for size in shape[:-3]):
+        return None
+    return shape[-3], shape[-2], shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Windows A (T, channels, height, width) of rows that belong to `image` (T,) and started at position y, x (T,) each."""
+
+    A: Tensor
+    image: Tensor
+    y: Tensor
+    x: Tensor
+    scale: Pair = (1, 1)
+    offset: Pair = (0, 0)
+
+    @property
+    def size(self) -> Pair:
+        """Height and width of the windows."""
+        return self.A.shape[2], self.A.shape[3]
+
+    def _corner(self) -> tuple[Tensor, Tensor]:
+        return self.y * self.scale[0] + self.offset[0], self.x * self.scale[1] + self.offset[1]
+
+    def windows(self, maps: Tensor) -> Tensor:
+        """The rows' windows of maps (images, channels, height, width): (T, channels, *size), zero beyond the edges."""
+        (height, width), (top, left) = self.size, self._corner()
+        low_y, low_x = int(top.min()), int(left.min())
+        above, before = max(0, -low_y), max(0, -low_x)
+        below, after = max(0, int(top.max()) + height - maps.shape[2]), max(0, int(left.max()) + width - maps.shape[3])
+        padded = F.pad(maps, (before, after, above, below))
+        views = padded.unfold(2, height, 1).unfold(3, width, 1)
+        return views[self.image, :, top + above, left + before]
+
+    def inside(self, height: int, width: int) -> Patch:
+        """The same patch with entries beyond the edges of a (height, width) map set to zero."""
+        top, left = self._corner()
+        rows = top.unsqueeze(1) + torch.arange(self.size[0], device=top.device)
+        columns = left.unsqueeze(1) + torch.arange(self.size[1], device=top.device)
+        good_rows, good_columns = (rows >= 0) & (rows < height), (columns >= 0) & (columns < width)
+        if bool(good_rows.all()) and bool(good_columns.all()):
+            return self
+        mask = good_rows.unsqueeze(2) & good_columns.unsqueeze(1)
+        return replace(self, A=self.A * mask.unsqueeze(1))
+
+    def dense(self, channels: int, height: int, width: int) -> Tensor:
+        """The rows as whole maps (T, channels, height, width)."""
+        top, left = self._corner()
+        (tall, wide), above, before = self.size, max(0, -int(top.min())), max(0, -int(left.min()))
+        below, after = max(0, int(top.max()) + tall - height), max(0, int(left.max()) + wide - width)
+        full = self.A.new_zeros(self.A.shape[0], channels, above + height + below, before + width + after)
+        views = full.unfold(2, tall, 1).unfold(3, wide, 1)
+        views[torch.arange(len(top), device=top.device), :, top + above, left + before] = self.A
+        return full[:, :, above : above + height, before : before + width].contiguous()
+
+    def merge(self, other: Patch) -> Patch | None:
+        """The sum of two patches of the same rows and node, in the smallest window that holds both; None if their scales differ."""
+        if self.scale != other.scale:
+            return None
+        offset = min(self.offset[0], other.offset[0]), min(self.offset[1], other.offset[1])
+        ends = [max(p.offset[axis] + p.size[axis] for p in (self, other)) for axis in (0, 1)]
+
+        def widened(patch: Patch) -> Tensor:
+            top, left = patch.offset[0] - offset[0], patch.offset[1] - offset[1]
+            bottom, right = ends[0] - patch.offset[0] - patch.size[0], ends[1] - patch.offset[1] - patch.size[1]
+            return F.pad(patch.A, (left, right, top, bottom)) if top or left or bottom or right else patch.A
+
+        return replace(self, A=widened(self) + widened(other), offset=offset)
