@@ -1,0 +1,183 @@
+"""Thesis Tables 3.6 to 3.8 again: every model over the whole test set, beside the printed figures.
+
+    python -m benchmarks.thesis_tables --models ../shared/models --data ../shared/data --results results/thesis [--only mnist_fc1]
+
+Results are kept, image by image, in the results folder; a run that was stopped goes on where it was. `--report` prints the table of what is
+there without working further. CRE Lin is the method `fastlin`, CRE IBP `ibp` with margins folded into the last layer, CRE CRO `crown`; the
+l2 rows appear with the perturbation clipped to [0, 1] and without, which is what the thesis did.
+
+Reference: C. Liu, thesis on verifiable and robust neural networks, section 3.3, Tables 3.6, 3.7, 3.8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bounds.errors import RingfenceError
+from verify.evaluate import Evaluation, Limits, Settings
+from verify.evaluation_command import Job
+
+COLUMNS = ("CTE", "PGD", "CRE Lin", "CRE IBP", "ACB Lin", "ACB IBP")
+TOLERANCES = {"CTE": 0.02, "CRE Lin": 0.15, "CRE IBP": 0.15, "ACB Lin": 0.0003, "ACB IBP": 0.0003}
+"""How far a figure may be from the printed one: percentage points, and units of eps."""
+NON_RELU = {"CRE Lin": 0.3, "CRE IBP": 0.3}
+"""Sigmoid and tanh: so far, or better."""
+
+# (data set, architecture, activation, norm, row of the table): CTE, PGD, CRE Lin (CRO), CRE IBP, ACB Lin (CRO), ACB IBP
+PRINTED: dict[tuple[str, ...], tuple[float, ...]] = {
+    ("mnist", "fc1", "relu", "linf", "plain"): (1.99, 98.37, 100.00, 100.00, 0.0000, 0.0000),
+    ("mnist", "fc1", "relu", "linf", "KW"): (2.26, 8.59, 12.91, 69.20, 0.0871, 0.0308),
+    ("mnist", "fc1", "relu", "linf", "IBP"): (1.65, 9.67, 87.27, 15.20, 0.0127, 0.0848),
+    ("mnist", "fc1", "relu", "linf", "L-PER"): (1.60, 7.45, 11.71, 92.89, 0.0883, 0.0071),
+    ("mnist", "cnn", "relu", "linf", "plain"): (1.28, 85.75, 100.00, 100.00, 0.0000, 0.0000),
+    ("mnist", "cnn", "relu", "linf", "AT"): (1.02, 4.75, 91.91, 100.00, 0.0081, 0.0000),
+    ("mnist", "cnn", "relu", "linf", "KW"): (1.21, 3.03, 4.44, 100.00, 0.0956, 0.0000),
+    ("mnist", "cnn", "relu", "linf", "IBP"): (1.51, 4.43, 23.89, 8.13, 0.0761, 0.0919),
+    ("mnist", "cnn", "relu", "linf", "CROWN-IBP"): (1.85, 4.28, 10.72, 6.91, 0.0893, 0.0931),
+    ("mnist", "cnn", "relu", "linf", "MMR"): (1.65, 6.07, 11.56, 100.00, 0.0884, 0.0000),
+    ("mnist", "cnn", "relu", "linf", "MMR+at"): (1.19, 3.35, 9.49, 100.00, 0.0905, 0.0000),
+    ("mnist", "cnn", "relu", "linf", "L-PER"): (1.44, 3.44, 5.13, 100.00, 0.0949, 0.0000),
+    ("mnist", "cnn", "relu", "linf", "L-PER+at"): (0.50, 2.02, 4.85, 100.00, 0.0952, 0.0000),
+    ("mnist", "cnn", "relu", "linf", "I-PER"): (1.03, 2.40, 4.64, 99.55, 0.0954, 0.0004),
+    ("mnist", "cnn", "relu", "linf", "I-PER+at"): (0.48, 1.29, 4.61, 99.94, 0.0954, 0.0001),
+    ("cifar10", "cnn", "relu", "linf", "plain"): (24.62, 86.29, 100.00, 100.00, 0.0000, 0.0000),
+    ("cifar10", "cnn", "relu", "linf", "AT"): (27.04, 48.53, 85.36, 100.00, 0.0011, 0.0000),
+    ("cifar10", "cnn", "relu", "linf", "KW"): (39.27, 46.60, 53.81, 99.98, 0.0036, 0.0000),
+    ("cifar10", "cnn", "relu", "linf", "IBP"): (46.74, 56.38, 61.81, 67.58, 0.0030, 0.0025),
+    ("cifar10", "cnn", "relu", "linf", "MMR+at"): (35.36, 49.27, 59.91, 100.00, 0.0031, 0.0000),
+    ("cifar10", "cnn", "relu", "linf", "L-PER+at"): (28.87, 43.55, 56.59, 100.00, 0.0034, 0.0000),
+    ("mnist", "fc1", "relu", "l2", "L-PER+at"): (0.67, 1.40, 4.84, 64.79, 0.2855, 0.1056),
+    ("mnist", "cnn", "relu", "l2", "KW"): (1.11, 2.05, 5.84, 100.00, 0.2825, 0.0000),
+    ("mnist", "cnn", "relu", "l2", "L-PER"): (1.02, 1.87, 5.04, 100.00, 0.2849, 0.0000),
+    ("mnist", "fc1", "sigmoid", "linf", "L-PER"): (1.97, 7.55, 12.15, 84.76, 0.0879, 0.0152),
+    ("mnist", "fc1", "tanh", "linf", "L-PER"): (2.19, 7.71, 11.55, 57.81, 0.0885, 0.0422),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a model file, what the thesis calls it, and whether perturbed pixels stay in [0, 1]."""
+
+    file: str
+    key: tuple[str, ...]
+    eps: float
+    clip: bool
+
+    @property
+    def linear(self) -> str:
+        """The method of the column CRE Lin, or CRE CRO for sigmoid and tanh."""
+        return "fastlin" if self.key[2] == "relu" else "crown"
+
+    @property
+    def settings(self) -> Settings:
+        """The methods and the region of this line."""
+        # The index holds eps to ten digits; 2/255 is meant.
+        eps = 2 / 255 if math.isclose(self.eps, 2 / 255, rel_tol=1e-6) else self.eps
+        return Settings(eps, 2.0 if self.key[3] == "l2" else math.inf, self.clip, ("ibp", "fastlin", self.linear, "pgd"))
+
+    def job(self, models: Path, data: Path, results: Path) -> Job:
+        """The evaluation of this line over all images there are."""
+        name = self.file.removesuffix(".onnx") + ("" if self.clip else "_unclipped")
+        return Job(models / self.file, self.key[0], data / self.key[0], self.settings, out=results / f"{name}.jsonl")
+
+
+def rows(models: Path, only: str) -> Iterator[Row]:
+    """The lines of all tables whose file name contains `only`: first the fully connected, then the convolutional networks."""
+    with (models / "index.csv").open() as file:
+        entries = [entry for entry in csv.DictReader(file) if only in entry["file"]]
+    entries.sort(key=lambda entry: (entry["dataset"] != "mnist", entry["architecture"] != "fc1", entry["thesis_table"]))
+    for entry in entries:
+        key = tuple(entry[name] for name in ("dataset", "architecture", "activation", "norm", "thesis_row"))
+        for clip in (True, False) if entry["norm"] == "l2" else (True,):
+            yield Row(entry["file"], key, float(entry["eps"]), clip)
+
+
+def figures(row: Row, found: Evaluation) -> dict[str, float | None]:
+    """The columns of a line."""
+    errors, bounds = found.certified_error, found.average_certified_bound
+    values = (found.clean_error, found.pgd_error, errors[row.linear], errors["ibp"], bounds[row.linear], bounds["ibp"])
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def beyond(row: Row, column: str, difference: float) -> bool:
+    """Whether a figure is further from the printed one than allowed; bounds that exploit more than the thesis's may only be better."""
+    tolerance = (TOLERANCES if row.key[2] == "relu" else TOLERANCES | NON_RELU).get(column)
+    if tolerance is None:
+        return False
+    better = difference < 0 if column.startswith("CRE") else difference > 0
+    stronger = row.key[2] != "relu" or (row.key[3] == "l2" and row.clip)
+    if better and stronger and column != "CTE":
+        return False
+    # Half a unit of the last printed digit belongs to the printed figure.
+    return abs(difference) > tolerance + (0.00005 if column.startswith("ACB") else 0.005)
+
+
+def cell(row: Row, column: str, value: float | None, printed: float) -> str:
+    """A figure, its difference from the printed one, and a flag where that is too large."""
+    if value is None:
+        return "-"
+    digits = 4 if column.startswith("ACB") else 2
+    flag = " **!**" if beyond(row, column, value - printed) else ""
+    return f"{value:.{digits}f} ({value - printed:+.{digits}f}){flag}"
+
+
+def table(done: Sequence[tuple[Row, Evaluation]]) -> str:
+    """The Markdown table."""
+    heads = ["model", "images", "CTE %", "PGD %", "CRE Lin/CRO %", "CRE IBP %", "ACB Lin/CRO", "ACB IBP", "ms/image lin", "ms/image IBP"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row, found in done:
+        name = row.file.removesuffix(".onnx") + ("" if row.key[3] != "l2" else ", clipped" if row.clip else ", not clipped")
+        cells = [
+            cell(row, column, value, printed)
+            for (column, value), printed in zip(figures(row, found).items(), PRINTED[row.key], strict=True)
+        ]
+        times = [f"{1000 * found.seconds[method] / max(1, found.images):.2f}" for method in (row.linear, "ibp")]
+        lines.append("| " + " | ".join([name, str(found.images), *cells, *times]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=Path("../shared/models"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--results", type=Path, default=Path("results/thesis"))
+    parser.add_argument("--only", default="", help="part of the file names to run")
+    parser.add_argument("--report", action="store_true", help="print what is there without working further")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
+
+    import torch
+
+    torch.set_num_threads(1)
+    done = []
+    for row in rows(options.models, options.only):
+        job = row.job(options.models, options.data, options.results)
+        try:
+            found = job.finished() if options.report else job.run(Limits(options.device), _tell(row))
+        except RingfenceError as error:
+            sys.exit(str(error))
+        if found.images:
+            done.append((row, found))
+    print(table(done))
+
+
+def _tell(row: Row):  # type: ignore[no-untyped-def]
+    """Progress as one line now and then."""
+
+    def show(found: Evaluation) -> None:
+        if found.images % 1000 == 0 or found.complete:
+            sys.stderr.write(f"{row.file} clip={row.clip}: {found.images} of {found.requested}, {dict(found.certified_error)}\n")
+
+    return show
+
+
+if __name__ == "__main__":
+    main()
