@@ -138,4 +138,4 @@ def is_local(network: Network, index: int) -> bool:
 
 def _sum(values: Tensor) -> Tensor:
     """Sums over a window's positions in the working type, then over channels in float64: (T, channels, height, width) -> (T,)."""
-    return values.sum((2, 3)).to(_EXACT).sum(1)
+    return values.permute(0, 2, 3, 1).flatten(1, 2).sum(1).to(_EXACT).sum(1)

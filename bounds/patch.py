@@ -26,7 +26,7 @@ def as_map(shape: Shape) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Windows A (T, channels, height, width) of rows that belong to `image` (T,) and started at position y, x (T,) each."""
+    """Windows A (T, channels, height, width), channels last in memory, of rows that belong to `image` (T,) and started at position y, x (T,) each."""
 
     A: Tensor
     image: Tensor
@@ -44,14 +44,25 @@ class Patch:
         return self.y * self.scale[0] + self.offset[0], self.x * self.scale[1] + self.offset[1]
 
     def windows(self, maps: Tensor) -> Tensor:
-        """The rows' windows of maps (images, channels, height, width): (T, channels, *size), zero beyond the edges."""
-        (height, width), (top, left) = self.size, self._corner()
-        low_y, low_x = int(top.min()), int(left.min())
-        above, before = max(0, -low_y), max(0, -low_x)
-        below, after = max(0, int(top.max()) + height - maps.shape[2]), max(0, int(left.max()) + width - maps.shape[3])
-        padded = F.pad(maps, (before, after, above, below))
-        views = padded.unfold(2, height, 1).unfold(3, width, 1)
-        return views[self.image, :, top + above, left + before]
+        """The rows' windows of maps (images, channels, height, width): (T, channels, *size), zero beyond the edges, channels last in memory."""
+        padded, rows = self._places(maps.shape[2], maps.shape[3])
+        above, below, before, after = padded
+        last = F.pad(maps, (before, after, above, below)).permute(0, 2, 3, 1).contiguous()
+        run = self.size[1] * maps.shape[1]
+        # Row k of this view is the run of `width` positions that starts at position k: a gather of windows copies whole runs.
+        runs = last.as_strided((last.numel() // maps.shape[1] - self.size[1] + 1, run), (maps.shape[1], 1))
+        stride = last.shape[1] * last.shape[2]
+        found = runs.index_select(0, (self.image.unsqueeze(1) * stride + rows).flatten())
+        return found.view(len(self.y), *self.size, maps.shape[1]).permute(0, 3, 1, 2)
+
+    def _places(self, height: int, width: int) -> tuple[tuple[int, int, int, int], Tensor]:
+        """How far windows reach beyond a map (above, below, before, after), and where each window row starts in the padded map, (T, tall)."""
+        (tall, wide), (top, left) = self.size, self._corner()
+        low_y, high_y, low_x, high_x = torch.stack([top.min(), top.max(), left.min(), left.max()]).tolist()
+        above, below = max(0, -low_y), max(0, high_y + tall - height)
+        before, after = max(0, -low_x), max(0, high_x + wide - width)
+        lines = (top + above).unsqueeze(1) + torch.arange(tall, device=top.device)
+        return (above, below, before, after), lines * (before + width + after) + (left + before).unsqueeze(1)
 
     def inside(self, height: int, width: int) -> Patch:
         """The same patch with entries beyond the edges of a (height, width) map set to zero."""
@@ -66,13 +77,13 @@ class Patch:
 
     def dense(self, channels: int, height: int, width: int) -> Tensor:
         """The rows as whole maps (T, channels, height, width)."""
-        top, left = self._corner()
-        (tall, wide), above, before = self.size, max(0, -int(top.min())), max(0, -int(left.min()))
-        below, after = max(0, int(top.max()) + tall - height), max(0, int(left.max()) + wide - width)
-        full = self.A.new_zeros(self.A.shape[0], channels, above + height + below, before + width + after)
-        views = full.unfold(2, tall, 1).unfold(3, wide, 1)
-        views[torch.arange(len(top), device=top.device), :, top + above, left + before] = self.A
-        return full[:, :, above : above + height, before : before + width].contiguous()
+        (above, below, before, after), rows = self._places(height, width)
+        full = self.A.new_zeros(len(self.y), above + height + below, before + width + after, channels)
+        stride = full.shape[1] * full.shape[2]
+        runs = full.as_strided((full.numel() // channels - self.size[1] + 1, self.size[1] * channels), (channels, 1))
+        starts = torch.arange(len(self.y), device=self.y.device).unsqueeze(1) * stride + rows
+        runs.index_copy_(0, starts.flatten(), self.A.permute(0, 2, 3, 1).reshape(starts.numel(), -1))
+        return full[:, above : above + height, before : before + width].permute(0, 3, 1, 2).contiguous()
 
     def merge(self, other: Patch) -> Patch | None:
         """The sum of two patches of the same rows and node, in the smallest window that holds both; None if their scales differ."""
