@@ -136,6 +136,38 @@ def verify(  # noqa: PLR0913 - one argument an option
 
 
 @app.command()
+def evaluate(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="The data set: mnist or cifar10.", show_default=False)],
+    data_dir: Annotated[Path, typer.Option(help="Folder of the data set's official files.", show_default=False)],
+    eps: Annotated[float, typer.Option(help="Radius of the perturbation in units of pixels in [0, 1].", show_default=False)],
+    norm: Annotated[str, typer.Option(help="Norm of the perturbation: inf, 2 or 1.")] = "inf",
+    methods: Annotated[str, typer.Option(help="Of ibp, crown-ibp, fastlin, crown and pgd, separated by commas.")] = "ibp,crown,pgd",
+    count: Annotated[int | None, typer.Option(help="How many test images, from the first on; all of them if not given.", min=1)] = None,
+    out: Annotated[Path | None, typer.Option(help="Keep results in this file; the same command goes on where it stopped.")] = None,
+    clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Whether perturbed pixels stay in [0, 1].")] = True,
+    semantics: Annotated[str, typer.Option(help="Arithmetic that certified covers: real or float32-any-order.")] = "real",
+    threads: Annotated[int, typer.Option(help="Threads for bounds and attacks.", min=1)] = 1,
+    as_json: Json = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for the whole run; then the figures so far.", min=0.0)] = None,
+    device: Device = "cpu",
+    memory_limit: MemoryLimit = None,
+    seed: Seed = 0,
+) -> int:
+    """Measure a model on a data set: clean, under attack, certified."""
+    start = time.monotonic()
+    from verify.command import read_semantics
+    from verify.evaluate import Limits, Settings
+    from verify.evaluation_command import Command, Job
+    from verify.questions import read_memory, read_norm
+
+    chosen = tuple(name.strip() for name in methods.split(",") if name.strip())
+    settings = Settings(eps, read_norm(norm), clip, chosen, seed=seed, semantics=read_semantics(semantics))
+    limits = Limits(device, read_memory(memory_limit), None if timeout is None else start + timeout)
+    return Command(Job(model, dataset, data_dir, settings, count, out), limits, _print, as_json, threads).run()
+
+
+@app.command()
 def inspect(
     model: Model,
     as_json: Json = False,

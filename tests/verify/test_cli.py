@@ -241,6 +241,9 @@ ERRORS = {
     "timeout negative": (["verify", "net.onnx", "safe.vnnlib", "--timeout", "-1"], "--timeout"),
     "option unknown": (["verify", "net.onnx", "safe.vnnlib", "--fast"], "--fast"),
     "command unknown": (["prove"], "prove"),
+    "evaluate method": (["evaluate", "net.onnx", "--dataset", "mnist", "--data-dir", ".", "--eps", "1", "--methods", "luck"], "luck"),
+    "evaluate too many": (["evaluate", "net.onnx", "--dataset", "mnist", "--data-dir", ".", "--eps", "1", "--count", "99"], "99 images"),
+    "evaluate no eps": (["evaluate", "net.onnx", "--dataset", "mnist", "--data-dir", "."], "--eps"),
     "inspect absent": (["inspect", "absent.onnx"], "absent.onnx"),
     "explain absent": (["explain", "absent.vnnlib"], "absent.vnnlib"),
     "explain nonsense": (["explain", "nonsense.vnnlib"], "line 1"),
@@ -324,9 +327,44 @@ def test_explain(run: Runner, unsafe: Path) -> None:
     assert json.loads(out)["inputs"] == 2
 
 
-@pytest.mark.parametrize("command", ["verify", "inspect", "explain"])
-def test_every_command_takes_the_common_options(run: Runner, net: Path, safe: Path, command: str) -> None:
-    files = {"verify": (net, safe), "inspect": (net,), "explain": (safe,)}[command]
+@pytest.fixture
+def evaluation(root: Path, digits: Path) -> tuple[object, ...]:
+    return ("evaluate", root / "demo" / "network.onnx", "--dataset", "mnist", "--data-dir", digits, "--eps", "0.05")
+
+
+def test_evaluate_agrees_with_verify(run: Runner, root: Path, evaluation: tuple[object, ...]) -> None:
+    """Certified by crown is at most what verify proves; what pgd breaks is at most what verify falsifies."""
+    code, out, _ = run(*evaluation, "--norm", "inf", "--methods", "ibp,crown,pgd", "--json")
+    document = json.loads(out)
+    assert code == 0
+    count = len(np.load(root / "demo" / "images.npz")["labels"])
+    assert document["images"] == count
+    results = json.loads(run("verify", *evaluation[1:], "--index", f"0:{count}", "--json")[1])["results"]
+    falsified = 100 * sum(result["verdict"] == "falsified" for result in results) / count
+    assert 0 <= document["clean_error"] <= document["pgd_error"] <= falsified <= document["certified_error"]["crown"]
+    assert document["certified_error"]["crown"] < document["certified_error"]["ibp"]
+    for method in ("ibp", "crown"):
+        share = 1 - document["certified_error"][method] / 100
+        assert document["average_certified_bound"][method] == pytest.approx(0.05 * share)
+    assert {"ibp", "crown", "pgd"} <= set(document["seconds"])
+
+
+def test_evaluate_resumes(run: Runner, evaluation: tuple[object, ...], tmp_path: Path) -> None:
+    out = tmp_path / "results.jsonl"
+    code, _, err = run(*evaluation, "--methods", "ibp", "--out", out, "--timeout", "0")
+    assert code == 3
+    assert "time limit" in err
+    assert run(*evaluation, "--methods", "ibp", "--out", out)[0] == 0
+    kept = out.read_bytes()
+    assert run(*evaluation, "--methods", "ibp", "--out", out)[0] == 0
+    assert out.read_bytes() == kept
+    code, text, err = run(*evaluation, "--methods", "ibp", "--out", out, "--norm", "2")
+    assert (code, text, err.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("command", ["verify", "inspect", "explain", "evaluate"])
+def test_every_command_takes_the_common_options(run: Runner, net: Path, safe: Path, evaluation: tuple[object, ...], command: str) -> None:
+    files = {"verify": (net, safe), "inspect": (net,), "explain": (safe,), "evaluate": evaluation[1:]}[command]
     common = ("--json", "--timeout", "30", "--device", "cpu", "--memory-limit", "1GB", "--seed", "1")
     code, out, err = run(command, *files, *common)
     assert (code, err) == (0, "")
