@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -64,6 +65,8 @@ def _by_input(op: Affine, shapes: tuple[Shape, ...], which: int, memory_mb: floa
     single = _single_dependence(apply, shapes[which])
     if single is not None:
         return single
+    if sum(size > 1 for size in shapes[which]) > 1:
+        return _by_colors(apply, shapes[which], memory_mb)
     return _by_columns(apply, shapes[which], memory_mb)
 
 
@@ -88,13 +91,79 @@ def _single_dependence(apply: Probe, shape: Shape) -> sparse.csr_matrix | None:
     return _matrix(rows, column[rows], value[rows], (value.size, size))
 
 
+def _by_colors(apply: Probe, shape: Shape, memory_mb: float) -> sparse.csr_matrix:
+    """Many columns in one probe, where no output can read two of them (convolutions and pools: those far enough apart).
+
+    NaN in the slab {x : index along one axis is i} taints every output that reads any of it. An input is read only by outputs that all of
+    its slabs taint; so when the indices of an axis are coloured such that slabs of one colour taint disjoint outputs, inputs whose colours
+    agree along every axis share no output, and one probe gives all of their columns.
+    """
+    size = product(shape)
+    axes = [axis for axis, length in enumerate(shape) if length > 1]
+    owners = [_owners(apply, shape, axis) for axis in axes]
+    outputs = owners[0].shape[1]
+    strides = [product(shape[axis + 1 :]) for axis in axes]
+    combinations = np.array(list(itertools.product(*(range(len(owner)) for owner in owners))))
+    chunk = max(1, _CHUNK_ELEMENTS // max(outputs, size, 1))
+    rows, columns, values = [], [], []
+    budget = _Budget(size, outputs, memory_mb)
+    for start in range(0, len(combinations), chunk):
+        colors = combinations[start : start + chunk]
+        reads = [owner[colors[:, k]] for k, owner in enumerate(owners)]
+        column = sum(read * stride for read, stride in zip(reads, strides, strict=True))
+        owned = np.logical_and.reduce([read >= 0 for read in reads])
+        probe = np.zeros((len(colors), size))
+        number, output = np.nonzero(owned)
+        probe[number, column[number, output]] = 1.0
+        dense = apply(torch.from_numpy(probe).reshape(-1, *shape)).numpy()
+        value = dense[number, output]
+        kept = value != 0
+        budget.spend(int(kept.sum()))
+        rows.append(output[kept])
+        columns.append(column[number, output][kept])
+        values.append(value[kept])
+    return _matrix(np.concatenate(rows), np.concatenate(columns), np.concatenate(values), (outputs, size))
+
+
+def _owners(apply: Probe, shape: Shape, axis: int) -> np.ndarray:
+    """(colours, outputs): for each colour of the indices of an axis the one index of it whose slab each output reads, or -1."""
+    length = shape[axis]
+    probe = torch.zeros(length, *shape, dtype=torch.float64)
+    index = torch.arange(length)
+    probe.movedim(axis + 1, 1)[index, index] = math.nan
+    tainted = torch.isnan(apply(probe)).numpy()
+    weights = tainted.astype(np.float32)
+    conflict = weights @ weights.T > 0
+    color = np.full(length, -1)
+    for i in range(length):
+        taken = set(color[:i][conflict[i, :i]].tolist())
+        color[i] = next(c for c in range(length) if c not in taken)
+    owners = np.full((int(color.max()) + 1, tainted.shape[1]), -1)
+    for i in range(length):
+        owners[color[i], tainted[i]] = i
+    return owners
+
+
+class _Budget:
+    """Counts entries against a memory limit."""
+
+    def __init__(self, inputs: int, outputs: int, memory_mb: float) -> None:
+        self._what = f"an affine op with {inputs} inputs and {outputs} outputs has too many coefficients for {memory_mb:g} MB"
+        self._left = memory_mb * 2**20 / _BYTES_PER_ENTRY
+
+    def spend(self, entries: int) -> None:
+        self._left -= entries
+        if self._left < 0:
+            raise MemoryLimitError(f"{self._what}; raise --memory-limit")
+
+
 def _by_columns(apply: Probe, shape: Shape, memory_mb: float) -> sparse.csr_matrix:
     """Columns in chunks of the identity, each chunk made sparse before the next."""
     size = product(shape)
     outputs = apply(torch.zeros(1, *shape, dtype=torch.float64)).shape[1]
     chunk = max(1, min(size, _CHUNK_ELEMENTS // max(outputs, size, 1)))
     rows, columns, values = [], [], []
-    entries = 0
+    budget = _Budget(size, outputs, memory_mb)
     for start in range(0, size, chunk):
         count = min(chunk, size - start)
         probe = torch.zeros(count, size, dtype=torch.float64)
@@ -104,11 +173,7 @@ def _by_columns(apply: Probe, shape: Shape, memory_mb: float) -> sparse.csr_matr
         rows.append(row.astype(np.int32))
         columns.append((column + start).astype(np.int32))
         values.append(dense[column, row])
-        entries += row.size
-        if entries * _BYTES_PER_ENTRY > memory_mb * 2**20:
-            raise MemoryLimitError(
-                f"an affine op with {size} inputs and {outputs} outputs has too many coefficients for {memory_mb:g} MB; raise --memory-limit"
-            )
+        budget.spend(row.size)
     return _matrix(np.concatenate(rows), np.concatenate(columns), np.concatenate(values), (outputs, size))
 
 

@@ -93,14 +93,32 @@ def to_pulp(program: Program) -> pulp.LpProblem:
 def to_lp_file(program: Program, path: str | Path) -> None:
     """Write the program in LP format (twelve digits), for reading by people and other solvers.
 
+    PuLP leaves the objective's constant out: it becomes the cost of one more variable, fixed to 1.
+
     Raises:
         OutputError: the file cannot be written.
     """
     try:
         with _quiet():
-            _problem(program)[0].writeLP(str(path))
+            _problem(_constant_as_variable(program))[0].writeLP(str(path))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
+
+
+def _constant_as_variable(program: Program) -> Program:
+    if not program.constant:
+        return program
+    return Program(
+        np.append(program.objective, program.constant),
+        np.append(program.lower, 1.0),
+        np.append(program.upper, 1.0),
+        np.append(program.integer, False),
+        sparse.csr_matrix(
+            (program.rows.data, program.rows.indices, program.rows.indptr), shape=(program.rows.shape[0], program.columns + 1)
+        ),
+        program.row_lower,
+        program.row_upper,
+    )
 
 
 def _problem(program: Program) -> tuple[pulp.LpProblem, list[pulp.LpVariable]]:

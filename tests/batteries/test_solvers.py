@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
+import time
 from fractions import Fraction
+from pathlib import Path
 
+import highspy
 import numpy as np
 import pytest
 import scipy.sparse as sparse
 from scipy.optimize import linprog
 
-from bounds.errors import SolverError, SolverMissingError
+from bounds.errors import OutputError, SolverError, SolverMissingError
 from milp.certify import safe_dual_bound
 from milp.program import Answer, Limits, Program, Status, StopRule, Tolerances, conclude
 from milp.solvers import SOLVERS, available, default_solver, get_solver, lp_session
@@ -237,3 +243,33 @@ def test_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         default_solver()
     with pytest.raises(SolverMissingError, match="pip install highspy"):
         lp_session(random_program(0))
+
+
+def test_lp_file(tmp_path: Path) -> None:
+    from milp.solvers.pulp import to_lp_file
+
+    program = random_program(0)
+    to_lp_file(program, tmp_path / "program.lp")
+    model = highspy.Highs()
+    model.silent()
+    model.readModel(str(tmp_path / "program.lp"))
+    model.run()
+    assert model.getObjectiveValue() == pytest.approx(enumerated_optimum(program), abs=1e-6)
+    with pytest.raises(OutputError, match="nowhere"):
+        to_lp_file(program, tmp_path / "nowhere" / "program.lp")
+
+
+@pytest.mark.parametrize("name", ["scip", "highs"])
+def test_interrupt_is_passed_on(name: str) -> None:
+    def press() -> None:
+        time.sleep(0.4)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=press)
+    start = time.perf_counter()
+    solver, program = get_solver(name), hard_program()
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        solver.solve(program, Limits(seconds=20.0))
+    thread.join()
+    assert time.perf_counter() - start < 6.0

@@ -13,6 +13,7 @@ import torch
 from scipy.optimize import linprog
 
 import milp.activations
+import milp.jacobian
 from bounds.errors import MemoryLimitError, NumericsError, ShapeError, UnsupportedOpError
 from bounds.ibp import Ibp
 from bounds.interval import Interval
@@ -323,6 +324,26 @@ def test_jacobians_are_the_ops(index: int) -> None:
     xs = [torch.randn(1, *shape, dtype=torch.float64) for shape in shapes]
     total = sum(part @ x.flatten().numpy() for part, x in zip(jacobians(node.op, shapes), xs, strict=True))
     assert np.allclose(total, node.op.linear(*xs).flatten().numpy(), atol=1e-12)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_coloured_probes_find_what_single_columns_find(stride: int) -> None:
+    generator = torch.Generator().manual_seed(stride)
+    weight = torch.randn(4, 2, 3, 2, generator=generator, dtype=torch.float64)
+    weight[0, 0] = 0.0
+    op = Conv(weight, None, (stride, 1), ((1, 1), (0, 2)), (1, 2))
+    shape = (1, 2, 9, 11)
+    calls: list[int] = []
+
+    def apply(probe: torch.Tensor) -> torch.Tensor:
+        calls.append(len(probe))
+        return op.linear(probe).flatten(1)
+
+    colored = milp.jacobian._by_colors(apply, shape, math.inf)
+    assert sum(calls) < 2 * 9 * 11 / 2
+    assert (colored != milp.jacobian._by_columns(apply, shape, math.inf)).nnz == 0
+    with pytest.raises(MemoryLimitError, match="memory-limit"):
+        milp.jacobian._by_colors(apply, shape, 1e-5)
 
 
 def test_smooth_activations() -> None:
