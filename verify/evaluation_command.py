@@ -66,7 +66,8 @@ class Job:
     def finished(self) -> Evaluation:
         """The figures of what is in the file, without any further work."""
         data = load_dataset(self.dataset, self.folder)
-        return summarise(self._resume(data)[1], self.settings, self._count(data))
+        chunks = [] if self.out is None else read_chunks(Journal(self.out).read(self.header(data)), self.settings, self.out)
+        return summarise(chunks, self.settings, self._count(data))
 
     def _count(self, data: Dataset) -> int:
         count = len(data) if self.count is None else self.count
@@ -140,7 +141,9 @@ class Command:
     def _document(self, found: Evaluation, seconds: float) -> dict[str, Any]:
         job, settings = self.job, self.job.settings
         question = {"network": str(job.model), "dataset": job.dataset, "norm": _norm(settings.norm), "eps": settings.eps}
-        document: dict[str, Any] = {"schema": SCHEMA} | question | {"clip": settings.clip, "semantics": settings.semantics} | found.to_dict()
+        document: dict[str, Any] = (
+            {"schema": SCHEMA} | question | {"clip": settings.clip, "semantics": settings.semantics} | found.to_dict()
+        )
         document["seconds"]["total"] = seconds
         return document
 

@@ -21,25 +21,26 @@ class Journal:
 
     path: Path
 
-    def resume(self, header: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """The records already there; a new file is started with the header. A last line without its end is removed.
+    def read(self, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The records already there, none if there is no such file; a last line without its end is left out.
 
         Raises:
-            OutputError: the file is the result of something else, is damaged, or cannot be read or written.
+            OutputError: the file is the result of something else, is damaged, or cannot be read.
         """
-        data = self._read()
-        whole, _, rest = data.rpartition(b"\n")
-        wanted = to_json(header)
-        if not whole:
-            if not wanted.encode().startswith(rest):
-                raise OutputError(f"{self.path}: not a file of evaluation results; name another --out file")
-            self._append(wanted, size=0)
-            return []
-        lines = [self._parse(line, number) for number, line in enumerate(whole.split(b"\n"), start=1)]
-        self._compare(lines[0], json.loads(wanted))
-        if rest:
-            self._truncate(len(whole) + 1)
-        return lines[1:]
+        return self._read(header)[0]
+
+    def resume(self, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """As `read`, and makes the file ready for more: a new one gets its header, a last line without its end is removed.
+
+        Raises:
+            OutputError: as `read`, or it cannot be written.
+        """
+        records, size = self._read(header)
+        if size == 0:
+            self._append(to_json(header), size)
+        else:
+            self._truncate(size)
+        return records
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add one record, on the disk before this returns.
@@ -49,7 +50,21 @@ class Journal:
         """
         self._append(to_json(record))
 
-    def _read(self) -> bytes:
+    def _read(self, header: Mapping[str, Any]) -> tuple[list[dict[str, Any]], int]:
+        """The records, and how many bytes the whole lines fill."""
+        whole, _, rest = self._bytes().rpartition(b"\n")
+        wanted = to_json(header)
+        if not whole:
+            if not wanted.encode().startswith(rest):
+                raise OutputError(f"{self.path}: not a file of evaluation results; name another --out file")
+            return [], 0
+        lines = [self._parse(line, number) for number, line in enumerate(whole.split(b"\n"), start=1)]
+        self._compare(lines[0], json.loads(wanted))
+        return lines[1:], len(whole) + 1
+
+    def _bytes(self) -> bytes:
+        if self.path.exists() and not self.path.is_file():
+            raise OutputError(f"{self.path}: it is no ordinary file; name another --out file")
         try:
             return self.path.read_bytes() if self.path.exists() else b""
         except OSError as error:
@@ -73,7 +88,8 @@ class Journal:
 
     def _truncate(self, size: int) -> None:
         try:
-            os.truncate(self.path, size)
+            if self.path.stat().st_size > size:
+                os.truncate(self.path, size)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written ({error.strerror}); name another --out file") from error
 
