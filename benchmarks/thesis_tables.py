@@ -88,10 +88,11 @@ class Row:
 
 
 def rows(models: Path, only: str) -> Iterator[Row]:
-    """The lines of all tables whose file name contains `only`: first the fully connected, then the convolutional networks."""
+    """The lines of all tables whose file name contains `only`: MNIST first, small networks first, those that keep the attack busy last."""
     with (models / "index.csv").open() as file:
         entries = [entry for entry in csv.DictReader(file) if only in entry["file"]]
-    entries.sort(key=lambda entry: (entry["dataset"] != "mnist", entry["architecture"] != "fc1", entry["thesis_table"]))
+    long = ("plain", "AT")
+    entries.sort(key=lambda e: (e["dataset"] != "mnist", e["architecture"] != "fc1", e["thesis_row"] in long, e["thesis_table"]))
     for entry in entries:
         key = tuple(entry[name] for name in ("dataset", "architecture", "activation", "norm", "thesis_row"))
         for clip in (True, False) if entry["norm"] == "l2" else (True,):
