@@ -27,6 +27,8 @@ from bounds.region import Box, Region
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
+_FEW = 48
+"""Up to so many rows both sides are walked at once: a second walk would cost more than the rows it may save."""
 Unstable = Callable[[Interval], Tensor]
 
 
@@ -188,34 +190,47 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: 
     """
     interval = trace.interval(index)
     best = Interval(interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone())
-    if unstable is None:
-        # Parallel planes serve both sides at once; otherwise each side has coefficients of its own.
-        everywhere = torch.ones_like(wanted.flatten(1))
-        sides = (None,) if trace.parallel else (everywhere, ~everywhere)
-        for side in sides:
-            _bound_elements(trace, index, wanted, memory, best, side)
+    rows = wanted.flatten(1)
+    if unstable is None and trace.parallel:
+        _bound_both(trace, index, rows, memory, best)
+    elif unstable is None or int(rows.sum(1).max()) <= _FEW:
+        _bound_sides(trace, index, (rows, rows), memory, best)
     else:
         rising = (trace.center[index] > 0).flatten(1)  # type: ignore[operator]
-        _bound_elements(trace, index, wanted, memory, best, rising)
+        _bound_sides(trace, index, (rows & rising, rows & ~rising), memory, best)
         shaped = Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape)).intersect(interval)
-        _bound_elements(trace, index, wanted & unstable(shaped), memory, best, ~rising)
+        rows = rows & unstable(shaped).flatten(1)
+        _bound_sides(trace, index, (rows & ~rising, rows & rising), memory, best)
     return Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape))
 
 
-def _bound_elements(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval, rising: Tensor | None) -> None:
-    """Write bounds of the wanted elements into `best` (B, n): lower bounds where `rising`, upper elsewhere; both where it is None."""
+def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval) -> None:
+    """Write both bounds of the wanted elements (B, n) into `best`; for parallel planes, where one walk gives both."""
     center, dtype = trace.center[index].flatten(1), trace.dtype  # type: ignore[union-attr]
-    for images, elements, valid in _chunks(wanted.flatten(1), _rows_per_chunk(trace, index, memory)):
+    for images, elements, valid in _chunks(wanted, _rows_per_chunk(trace, index, memory)):
         trace.check_time()
-        view = View(trace, None if images.numel() == trace.batch == 1 else images)
-        up = None if rising is None else rising[images].gather(1, elements)
-        sign = None if up is None else torch.where(up, 1.0, -1.0).to(dtype)
+        floor, ceiling = _walk_elements(_view(trace, images), Rows(index, elements, None))
+        base, where = center[images].gather(1, elements), (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
+        best.lower[where] = rounding.round_down(rounding.below(base + floor), dtype)[valid]
+        best.upper[where] = rounding.round_up(rounding.above(base + ceiling), dtype)[valid]
+
+
+def _bound_sides(trace: Trace, index: int, sides: tuple[Tensor, Tensor], memory: int, best: Interval) -> None:
+    """Write lower bounds of the elements wanted in sides[0] (B, n) and upper bounds of those in sides[1] into `best`."""
+    center, dtype, count = trace.center[index].flatten(1), trace.dtype, sides[0].shape[1]  # type: ignore[union-attr]
+    for images, places, valid in _chunks(torch.cat(sides, dim=1), _rows_per_chunk(trace, index, memory)):
+        trace.check_time()
+        elements, falls = places % count, places >= count
+        sign = torch.where(falls, -1.0, 1.0).to(dtype)
+        floor, _ = _walk_elements(_view(trace, images), Rows(index, elements, sign))
         base, where = center[images].gather(1, elements), images.unsqueeze(1).expand_as(elements)
-        floor, ceiling = _walk_elements(view, Rows(index, elements, sign))
-        low, high = (valid, valid) if up is None else (valid & up, valid & ~up)
-        peak = ceiling if up is None else -floor
+        low, high = valid & ~falls, valid & falls
         best.lower[where[low], elements[low]] = rounding.round_down(rounding.below(base + floor), dtype)[low]
-        best.upper[where[high], elements[high]] = rounding.round_up(rounding.above(base + peak), dtype)[high]
+        best.upper[where[high], elements[high]] = rounding.round_up(rounding.above(base - floor), dtype)[high]
+
+
+def _view(trace: Trace, images: Tensor) -> View:
+    return View(trace, None if images.numel() == trace.batch == 1 else images)
 
 
 def _walk_elements(view: View, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -273,6 +288,8 @@ def _chunks(wanted: Tensor, rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:
 def _padded_indices(mask: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     """The positions of the True entries of each row of `mask` (B, n), padded to (B, longest), and which of them are real."""
     row, column = mask.nonzero(as_tuple=True)
+    if mask.shape[0] == 1:
+        return column.unsqueeze(0), torch.ones_like(column, dtype=torch.bool).unsqueeze(0)
     rank = torch.arange(row.numel(), device=mask.device) - torch.searchsorted(row, row)
     elements = torch.zeros(mask.shape[0], longest, dtype=torch.long, device=mask.device)
     valid = torch.zeros_like(elements, dtype=torch.bool)

@@ -70,11 +70,11 @@ class LinearEngine:
             return
         if not self.intersect:
             everything = torch.ones_like(interval.lower, dtype=torch.bool)
-            trace.visit(index, bound_node(trace, index, everything, limit), self.slopes)
+            trace.narrow(index, bound_node(trace, index, everything, limit))
             return
         unstable = functools.partial(_unstable, net, index)
         found = bound_node(trace, index, unstable(interval), limit, unstable)
-        trace.visit(index, found.intersect(interval), self.slopes)
+        trace.narrow(index, found.intersect(interval))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Reference: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edi
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -19,7 +20,11 @@ from bounds.errors import NumericsError
 SAFETY = 1.05
 """Allowances are sums of non-negative terms computed in the working type; their relative error is far below 5 %."""
 
-_INF = math.inf
+
+
+@functools.lru_cache(maxsize=64)
+def _infinity(sign: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(sign * math.inf, dtype=dtype, device=device)
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -51,18 +56,20 @@ def underflow(terms: int, dtype: torch.dtype) -> float:
 
 def below(value: Tensor, error: Tensor | float = 0.0) -> Tensor:
     """A number <= value - error for the exact difference."""
-    return torch.nextafter(value - error, value.new_tensor(-_INF))
+    return torch.nextafter(value - error, _infinity(-1, value.dtype, value.device))
 
 
 def above(value: Tensor, error: Tensor | float = 0.0) -> Tensor:
     """A number >= value + error for the exact sum."""
-    return torch.nextafter(value + error, value.new_tensor(_INF))
+    return torch.nextafter(value + error, _infinity(1, value.dtype, value.device))
 
 
 def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The values converted to `dtype`, never upward."""
+    if value.dtype == dtype:
+        return value
     converted = value.to(dtype)
-    return torch.where(converted.to(value.dtype) > value, torch.nextafter(converted, converted.new_tensor(-_INF)), converted)
+    return torch.where(converted.to(value.dtype) > value, torch.nextafter(converted, _infinity(-1, dtype, value.device)), converted)
 
 
 def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:

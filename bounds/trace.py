@@ -126,6 +126,11 @@ class Trace:
         else:
             raise UnsupportedOpError(f"node {node.name!r}: no engine knows how to bound the family of {type(node.op).__name__}")
 
+    def narrow(self, index: int, interval: Interval) -> None:
+        """Replace the interval of a visited affine or input node by another enclosure. Raises NumericsError as `visit` does."""
+        self._record(index, interval)
+        self._measure(index, self.charge[index])  # type: ignore[arg-type]
+
     def anchor(self, index: int, interval: Interval) -> None:
         """Record node `index` as a place where a walk may stop: its centre is the interval's midpoint and nothing below is charged.
 
@@ -137,7 +142,8 @@ class Trace:
         self._measure(index, torch.zeros_like(interval.lower))
 
     def _record(self, index: int, interval: Interval) -> None:
-        if not interval.is_finite():
+        # Infinite and NaN ends make this sum infinite or NaN.
+        if not math.isfinite(float((interval.upper - interval.lower).sum())) and not interval.is_finite():
             name = self.network.nodes[index].name
             raise NumericsError(f"node {name!r}: a bound is NaN or infinite; the region or the weights are too large for {self.dtype}")
         self.intervals[index] = interval

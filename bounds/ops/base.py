@@ -171,7 +171,7 @@ class Affine(Op):
             return Interval(self.forward(*(x.lower for x in xs)), self.forward(*(x.upper for x in xs))), v
         dtype = xs[0].lower.dtype
         centers = [(x.lower + x.upper) / 2 for x in xs]
-        radii = [torch.nextafter(torch.maximum(x.upper - c, c - x.lower), c.new_tensor(math.inf)) for x, c in zip(xs, centers, strict=True)]
+        radii = [rounding.above(torch.maximum(x.upper - c, c - x.lower)) for x, c in zip(xs, centers, strict=True)]
         stacked = [torch.cat([r, x.magnitude]) for r, x in zip(radii, xs, strict=True)]
         radius, v = self.linear(*stacked, absolute=True).chunk(2)
         bias_magnitude = self.bias_magnitude()
