@@ -156,6 +156,21 @@ def _excess(value: Array, lower: Array, upper: Array, tolerance: float) -> Array
     return np.maximum(np.maximum((lower - value) / scale_lower, (value - upper) / scale_upper), 0.0)
 
 
+def below_cutoff(program: Program, stop: StopRule) -> Program:
+    """The program with the row objective <= threshold + margin: a search for the sign alone, which such a row makes much shorter."""
+    limit = np.array([math.nextafter(stop.threshold + stop.margin - program.constant, math.inf)])
+    return program.with_rows(sparse.csr_matrix(program.objective), np.array([-np.inf]), limit)
+
+
+def read_cutoff(answer: Answer, stop: StopRule) -> Answer:
+    """A solver's answer about the points below the cutoff as one about the program: where there are none, the cutoff is a dual bound."""
+    cutoff = math.nextafter(stop.threshold + stop.margin, math.inf)
+    if answer.status is Status.INFEASIBLE:
+        return Answer(Status.SIGN_DECIDED, dual_bound=cutoff, detail=answer.detail)
+    bound = answer.dual_bound
+    return replace(answer, dual_bound=None if bound is None else min(bound, cutoff), row_duals=None)
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """What a solver found. `x`, `objective` and `row_duals` are None where it holds no point; `dual_bound` is None where nothing is proven.

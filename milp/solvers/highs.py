@@ -14,7 +14,7 @@ import scipy.sparse as sparse
 from bounds.errors import SolverError
 from milp.certify import safe_dual_bound
 from milp.memory import resident_mb
-from milp.program import Answer, Array, Limits, Program, Solution, Status, StopRule, Tolerances, conclude
+from milp.program import Answer, Array, Limits, Program, Solution, Status, StopRule, Tolerances, below_cutoff, conclude, read_cutoff
 
 TOLERANCES = Tolerances(feasibility=1e-7, integrality=1e-6, dual=1e-7)
 _SUB_MIP_HEURISTICS = (
@@ -56,7 +56,8 @@ class Highs:
     def solve(self, program: Program, limits: Limits = Limits(), stop: StopRule | None = None) -> Solution:  # noqa: B008
         """Minimise the program; linear programs come back with row duals and a dual bound recomputed from them."""
         start = time.perf_counter()
-        highs = _model(program)
+        sign_only = stop is not None and not program.is_linear
+        highs = _model(below_cutoff(program, stop) if sign_only else program)  # type: ignore[arg-type]
         if limits.seconds is not None:
             highs.setOptionValue("time_limit", max(limits.seconds, 0.0))
         if program.is_linear:
@@ -64,6 +65,8 @@ class Highs:
             answer = _linear_answer(highs, program)
         else:
             answer = _mixed_integer_answer(highs, limits, stop)
+            if stop is not None:
+                answer = read_cutoff(answer, stop)
         seconds = time.perf_counter() - start
         return conclude(program, answer, solver=self.name, tolerances=TOLERANCES, seconds=seconds, stop=stop)
 

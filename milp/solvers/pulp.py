@@ -12,7 +12,6 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ import pulp
 import scipy.sparse as sparse
 
 from bounds.errors import OutputError, SolverError, SolverMissingError
-from milp.program import Answer, Array, Limits, Program, Solution, Status, StopRule, Tolerances, conclude
+from milp.program import Answer, Array, Limits, Program, Solution, Status, StopRule, Tolerances, below_cutoff, conclude, read_cutoff
 
 TOLERANCES = Tolerances(feasibility=1e-6, integrality=1e-5, dual=1e-6)
 _SHORT_NAMES = {
@@ -62,7 +61,7 @@ class Pulp:
     def solve(self, program: Program, limits: Limits = Limits(), stop: StopRule | None = None) -> Solution:  # noqa: B008
         """Minimise the program. With a stop rule points with objective > threshold + margin are cut off."""
         start = time.perf_counter()
-        question = program if stop is None else _below_cutoff(program, stop)
+        question = program if stop is None else below_cutoff(program, stop)
         with _quiet():
             problem, variables = _problem(question)
             try:
@@ -71,7 +70,7 @@ class Pulp:
                 raise SolverError(f"{self.name} failed: {error}; try another solver (scip, highs)") from error
             answer = _answer(problem, variables, question, limits)
         if stop is not None:
-            answer = _read_cutoff(answer, stop)
+            answer = read_cutoff(answer, stop)
         seconds = time.perf_counter() - start
         return conclude(program, answer, solver=self.name, tolerances=TOLERANCES, seconds=seconds, stop=stop)
 
@@ -149,20 +148,6 @@ def _sides(lower: float, upper: float) -> list[tuple[str, int, float]]:
         return [("", pulp.LpConstraintEQ, lower)]
     sides = [("l", pulp.LpConstraintGE, lower), ("u", pulp.LpConstraintLE, upper)]
     return [side for side in sides if math.isfinite(side[2])]
-
-
-def _below_cutoff(program: Program, stop: StopRule) -> Program:
-    """The program with the row objective <= threshold + margin, without which PuLP's solvers would have to find the optimum."""
-    row = sparse.csr_matrix(program.objective)
-    limit = np.array([stop.threshold + stop.margin - program.constant])
-    return program.with_rows(row, np.array([-np.inf]), limit)
-
-
-def _read_cutoff(answer: Answer, stop: StopRule) -> Answer:
-    """No point below the cutoff: the cutoff is a dual bound."""
-    if answer.status is Status.INFEASIBLE:
-        return Answer(Status.SIGN_DECIDED, dual_bound=math.nextafter(stop.threshold + stop.margin, math.inf), detail=answer.detail)
-    return replace(answer, row_duals=None)
 
 
 def _answer(problem: pulp.LpProblem, variables: list[pulp.LpVariable], program: Program, limits: Limits) -> Answer:
