@@ -193,7 +193,7 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: 
     rows = wanted.flatten(1)
     if unstable is None and trace.parallel:
         _bound_both(trace, index, rows, memory, best)
-    elif unstable is None or int(rows.sum(1).max()) <= _FEW:
+    elif unstable is None or int(rows.sum()) <= _FEW:
         _bound_sides(trace, index, (rows, rows), memory, best)
     else:
         rising = (trace.center[index] > 0).flatten(1)  # type: ignore[operator]

@@ -54,11 +54,13 @@ class Ibp:
             exact = ball and net.affine_in_input[index]
             if exact or (index in tail and isinstance(node.op, Affine)):
                 trace.visit(index, interval, "adaptive")
-            else:
+            elif index in tail:
                 trace.anchor(index, interval)
+            else:
+                trace.record(index, interval)
             if exact and index in net.preactivations:
                 everything = torch.ones_like(interval.lower, dtype=torch.bool)
-                trace.visit(index, bound_node(trace, index, everything, limit).intersect(interval), "adaptive")
+                trace.narrow(index, bound_node(trace, index, everything, limit).intersect(interval))
         intervals = tuple(trace.interval(i) for i in range(len(net.nodes)))
         if C is None:
             last = Interval(intervals[-1].lower.flatten(1).double(), intervals[-1].upper.flatten(1).double())

@@ -115,7 +115,7 @@ class Trace:
             NumericsError: a bound is NaN or infinite; names the node.
         """
         node = self.network.nodes[index]
-        self._record(index, interval)
+        self.record(index, interval)
         if isinstance(node.op, Input):
             self.center[index] = self.region.origin
             self._measure(index, torch.zeros_like(interval.lower))
@@ -128,7 +128,7 @@ class Trace:
 
     def narrow(self, index: int, interval: Interval) -> None:
         """Replace the interval of a visited affine or input node by another enclosure. Raises NumericsError as `visit` does."""
-        self._record(index, interval)
+        self.record(index, interval)
         self._measure(index, self.charge[index])  # type: ignore[arg-type]
 
     def anchor(self, index: int, interval: Interval) -> None:
@@ -137,11 +137,12 @@ class Trace:
         Raises:
             NumericsError: a bound is NaN or infinite; names the node.
         """
-        self._record(index, interval)
+        self.record(index, interval)
         self.center[index] = (interval.lower.to(_EXACT) + interval.upper.to(_EXACT)) / 2
         self._measure(index, torch.zeros_like(interval.lower))
 
-    def _record(self, index: int, interval: Interval) -> None:
+    def record(self, index: int, interval: Interval) -> None:
+        """Record the interval of node `index` alone. Raises NumericsError where a bound is NaN or infinite; names the node."""
         # Infinite and NaN ends make this sum infinite or NaN.
         if not math.isfinite(float((interval.upper - interval.lower).sum())) and not interval.is_finite():
             name = self.network.nodes[index].name

@@ -157,33 +157,20 @@ class Affine(Op):
         return (replace(patch, A=patch.A * windows),)
 
     def interval(self, *xs: Interval) -> Interval:
-        return self.interval_and_magnitude(*xs)[0]
-
-    def interval_and_magnitude(self, *xs: Interval) -> tuple[Interval, Tensor]:
-        """The rounded enclosure and v = |W| mag + |b|, which the backward walk needs for its error terms.
-
-        With c and r the centres and radii, W c + b -+ |W| r encloses the values; computing both products costs at most gamma v each.
-        """
-        shapes = [tuple(x.shape[1:]) for x in xs]
-        terms = self.fan_in(*shapes)
-        if terms == 0 and _is_monotone(self):
-            v = self.magnitude(*(x.magnitude for x in xs))
-            return Interval(self.forward(*(x.lower for x in xs)), self.forward(*(x.upper for x in xs))), v
+        """With c and r the centres and radii, W c + b -+ |W| r encloses the values; computing both costs at most gamma (|W| |x| + |b|) each."""
+        terms = self.fan_in(*(tuple(x.shape[1:]) for x in xs))
+        if terms == 0 and isinstance(self, MovesData):
+            return Interval(self.forward(*(x.lower for x in xs)), self.forward(*(x.upper for x in xs)))
         dtype = xs[0].lower.dtype
+        relative = 2 * rounding.gamma(terms + 8, dtype)
         centers = [(x.lower + x.upper) / 2 for x in xs]
-        radii = [rounding.above(torch.maximum(x.upper - c, c - x.lower)) for x, c in zip(xs, centers, strict=True)]
-        stacked = [torch.cat([r, x.magnitude]) for r, x in zip(radii, xs, strict=True)]
-        radius, v = self.linear(*stacked, absolute=True).chunk(2)
-        bias_magnitude = self.bias_magnitude()
-        v = v if bias_magnitude is None else v + bias_magnitude
+        radii = [torch.maximum(x.upper - c, c - x.lower) for x, c in zip(xs, centers, strict=True)]
+        # The rounding error is bounded in the same product as the radius: |W| (r + relative |x|).
+        spread = self.linear(*(torch.add(r, x.magnitude, alpha=relative) for r, x in zip(radii, xs, strict=True)), absolute=True)
+        offset = self.bias_magnitude()
+        spread = spread + rounding.underflow(terms + 8, dtype) if offset is None else spread + (relative * offset + rounding.underflow(terms + 8, dtype))
         center = self.forward(*centers)
-        error = radius + 2 * rounding.gamma(terms + 6, dtype) * v + rounding.underflow(terms + 6, dtype)
-        return Interval(rounding.below(center, error), rounding.above(center, error)), v
-
-
-def _is_monotone(op: Affine) -> bool:
-    """Whether an exact op only moves data (coefficients 1), so that bounds map to bounds."""
-    return op.moves_data if isinstance(op, MovesData) else False
+        return Interval(rounding.below(center, spread), rounding.above(center, spread))
 
 
 class MovesData(Affine):
@@ -191,8 +178,6 @@ class MovesData(Affine):
 
     A bias may only be non-zero where `linear` is zero for every input, so that bounds map to bounds without rounding.
     """
-
-    moves_data = True
 
 
 class Activation(Op):
