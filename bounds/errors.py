@@ -14,6 +14,7 @@
     ├── TimeLimitError             the deadline passed before a bound was finished
     ├── SolverError                a solver is missing, failed or gave an answer we do not understand
     │   └── SolverMissingError     the package is not installed; says the pip line
+    ├── ProofError                 a proof and a point that was met contradict each other: a defect of this project or of a solver
     └── OutputError                a result could not be written
 """
 
@@ -74,6 +75,10 @@ class SolverError(RingfenceError):
 
 class SolverMissingError(SolverError):
     """A solver package is not installed; the message says the pip line to run."""
+
+
+class ProofError(RingfenceError):
+    """A proof is contradicted by a point of the region: a defect of this project or of a solver. No verdict is given."""
 
 
 class OutputError(RingfenceError):

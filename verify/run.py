@@ -48,7 +48,7 @@ def default_stages(seed: int = 0) -> tuple[Stage, ...]:
     )
 
 
-def verify(
+def verify(  # noqa: PLR0913 - keyword-only settings of one call
     network: Network,
     question: Specification | Property,
     *,
@@ -70,12 +70,15 @@ def verify(
         stages: instead of `default_stages`.
 
     Raises:
-        SpecError: the question is about another number of inputs or outputs. DeviceError: the device is not there.
+        SpecError: the question is empty, or about another number of inputs or outputs. DeviceError: the device is not there.
+        ProofError: a proof contradicts a point that was met. NumericsError: NaN or infinity met.
 
     Property: `Verified` is sound (see its `proof`), `Falsified` is replayed; otherwise `Unknown` says why.
     """
     start = time.monotonic()
     specifications = (question,) if isinstance(question, Specification) else tuple(question)
+    if not specifications:
+        raise SpecError("the question holds no specification; with none there is nothing to verify")
     for specification in specifications:
         _check_fit(network, specification)
     place(device)

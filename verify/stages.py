@@ -7,6 +7,7 @@ Exact(solver)        decides the open sets by mixed-integer programming
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from bounds.crown import Crown
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
-from bounds.errors import MemoryLimitError, SolverMissingError, TimeLimitError, UnsupportedOpError
+from bounds.errors import MemoryLimitError, NumericsError, ProofError, SolverError, TimeLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.network import Network
 from verify.attack import Attack, falsify, starts_from_bounds
@@ -56,8 +57,8 @@ class Query:
 
     lower: (rows,) float64, proven lower bounds of C y. closed: (sets,) mask of the unsafe sets excluded so far. intervals: proven enclosures
     of nodes on the region, by node index. proof: the weakest proof used. notes: reasons why stages could not decide. starts: points where
-    the relaxation is smallest, (1, points, *input_shape), worth attacking from. details: how
-    solvers proved what they proved.
+    the relaxation is smallest, (1, points, *input_shape), worth attacking from. details: how solvers proved what they proved. met: the
+    smallest margin met at a point of the region, in float64; no proof may claim more.
     """
 
     network: Network
@@ -70,6 +71,7 @@ class Query:
     notes: tuple[str, ...] = ()
     starts: Tensor | None = None
     details: tuple[str, ...] = ()
+    met: float = math.inf
 
     @staticmethod
     def of(network: Network, specification: Specification, options: Options) -> Query:
@@ -93,10 +95,29 @@ class Query:
         """The same query with one more reason."""
         return self if reason in self.notes else replace(self, notes=(*self.notes, reason))
 
+    def meeting(self, x: Tensor) -> Query:
+        """The same query after a point x (*input_shape) was met; points outside the region teach nothing."""
+        point = x.detach().to("cpu", torch.float64)
+        if not bool(self.specification.region.to(torch.float64, torch.device("cpu")).contains(point[None, None])[0, 0]):
+            return self
+        with torch.no_grad():
+            y = self.network.to(torch.float64, "cpu")(point[None]).flatten(1)
+        margin = float(self.goal.of(y).amin())
+        return replace(self, met=margin) if margin < self.met else self
+
     def verified(self, decided_by: str, detail: str = "") -> Verified:
-        """The verdict once every set is closed."""
+        """The verdict once every set is closed.
+
+        Raises:
+            ProofError: a point of the region was met whose margin is smaller than what was proven.
+        """
         bound = self.bound
         positive = bound if bound is not None and bound > 0 else None
+        if self.met < (positive or 0.0) - _EVALUATION * (1 + abs(self.met)):
+            raise ProofError(
+                f"{decided_by} proves that the margin is above {positive or 0.0:.6g}, but it is {self.met:.6g} at a point of the region: "
+                "a defect of this project or of a solver; please report the question"
+            )
         return Verified(positive, self.proof, self.options.semantics, decided_by, detail)
 
     def unknown(self) -> Unknown:
@@ -105,11 +126,20 @@ class Query:
         return Unknown(reason, self.bound)
 
 
-class Stage(Protocol):
-    """One step of a run."""
+_EVALUATION = 1e-7
+"""What evaluating a network in float64 may be off by, relative above 1."""
 
-    name: str
-    kind: str
+
+class Stage(Protocol):
+    """One step of a run. `kind` is where its seconds are counted: "attack", "bounds" or "milp"."""
+
+    @property
+    def name(self) -> str:
+        """Who decided, if it does."""
+
+    @property
+    def kind(self) -> str:
+        """The column of its seconds."""
 
     def __call__(self, query: Query) -> Verdict | Query:
         """Decide the query, or return it better informed. Limits reached inside are noted, never raised."""
@@ -129,8 +159,8 @@ class Falsify:
         if self.seconds is not None:
             own = time.monotonic() + self.seconds
             deadline = own if deadline is None else min(deadline, own)
-        found, _ = falsify(query.network, query.specification, self.attack, starts=query.starts, deadline=deadline, rounded=True)
-        return query if found is None else found
+        found, best = falsify(query.network, query.specification, self.attack, starts=query.starts, deadline=deadline, rounded=True)
+        return query.meeting(best.x[0]) if found is None else found
 
 
 @dataclass(frozen=True)
@@ -145,9 +175,15 @@ class Bound:
     kind: str = "bounds"
 
     def __call__(self, query: Query) -> Verdict | Query:
-        for dtype in (torch.float32, torch.float64):
+        goal = query.goal
+        narrow = bool((goal.C.to(torch.float32).to(goal.C) == goal.C).all())
+        for dtype in (torch.float32, torch.float64) if narrow else (torch.float64,):
             try:
                 query, near = self._improve(query, dtype)
+            except NumericsError:
+                if dtype is torch.float64:
+                    raise
+                continue
             except MemoryLimitError as error:
                 return query.noting(f"{self.name}: memory limit ({error})")
             except TimeLimitError:
@@ -211,15 +247,16 @@ class Tighten:
         limits = Limits(min(left) if left else None, options.memory_mb)
         try:
             found = tighten(query.network, region, query.intervals, limits, Effort(refresh=engine), decided=decided)
-        except (UnsupportedOpError, SolverMissingError) as error:
-            return query.noting(f"{self.name}: {error}")
+        except (UnsupportedOpError, SolverError) as error:
+            return best.noting(f"{self.name}: {error}")
         except TimeLimitError:
             return best.noting("time limit")
         except MemoryLimitError as error:
             return best.noting(f"{self.name}: memory limit ({error})")
+        best = replace(best, intervals=dict(found.intervals), proof=_weaker(best.proof, found.proof))
         if bool(best.closed.all()):
             return best.verified(self.name, f"{found.solves} linear programs with certified duals")
-        return replace(best, intervals=dict(found.intervals))
+        return best
 
 
 @dataclass(frozen=True)
@@ -244,8 +281,10 @@ class Exact:
         try:
             solver = default_solver() if self.solver is None else get_solver(self.solver)
             second = get_solver(query.options.confirm) if query.options.confirm else None
-        except SolverMissingError as error:
+        except SolverError as error:
             return query.noting(str(error))
+        if second is not None and second.name == solver.name:
+            return query.noting(f"a proof by {solver.name} cannot be confirmed by {second.name} itself; name another solver")
         goal = query.goal
         bounds = goal.per_set(query.lower - goal.d.to(query.lower)).tolist()
         for number in most_promising_first(bounds):
@@ -268,7 +307,7 @@ class Exact:
         limits = Limits(options.remaining(), options.memory_mb)
         try:
             found = prove(query.network, specification.region, specification.unsafe[number], query.intervals, solver, limits, second)
-        except UnsupportedOpError as error:
+        except (UnsupportedOpError, SolverError) as error:
             return query.noting(f"{self.name}: {error}")
         except MemoryLimitError as error:
             return query.noting(f"{self.name}: memory limit ({error})")
@@ -278,6 +317,7 @@ class Exact:
             witness = confirm(query.network, specification, [found.point], self.name, rounded=True)
             if witness is not None:
                 return witness
+            query = query.meeting(torch.from_numpy(found.point))
         reason = found.reason if found.status != "point" else "the solver's point violates the property only within its tolerances"
         return query.noting(f"{self.name}: {reason}")
 
@@ -288,7 +328,11 @@ def _closed(query: Query, number: int, found: Outcome) -> Query:
     closed[number] = True
     lower, (start, stop) = query.lower.clone(), query.goal.ranges[number]
     if found.bound is not None and stop - start == 1:
-        lower[start] = max(float(lower[start]), float(query.goal.d[start]) + found.bound)
-    proof: Proof = "solver" if found.proof == "solver" or query.proof == "solver" else "rigorous"
+        lower[start] = max(float(lower[start]), math.nextafter(float(query.goal.d[start]) + found.bound, -math.inf))
+    proof = _weaker(query.proof, found.proof)
     details = query.details if str(found) in query.details else (*query.details, str(found))
     return replace(query, closed=closed, lower=lower, proof=proof, details=details)
+
+
+def _weaker(first: Proof, second: Proof) -> Proof:
+    return "solver" if "solver" in (first, second) else "rigorous"
