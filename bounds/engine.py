@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bounds.errors import DeviceError, ShapeError
+from bounds.errors import DeviceError, NumericsError, ShapeError
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
 from bounds.network import Network
@@ -25,11 +25,18 @@ class Bounds:
 
     intervals: one per node of the network, (B, *node shape), in the working type, each enclosing the node's values on the region.
     objective: enclosure of C f(x), (B, rows), float64. linear: the planes behind it (None for interval propagation).
+
+    Raises:
+        NumericsError: the objective's bound is NaN or infinite.
     """
 
     intervals: tuple[Interval, ...]
     objective: Interval
     linear: LinearBounds | None
+
+    def __post_init__(self) -> None:
+        if not self.objective.is_finite():
+            raise NumericsError("the objective's bound is NaN or infinite; scale the objective, shrink the region or use float64")
 
 
 class BoundEngine(Protocol):

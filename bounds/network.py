@@ -98,8 +98,8 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The type the parameters are held in (float32 when there are none)."""
-        return next((p.dtype for node in self.nodes for p in node.op.parameters()), torch.float32)
+        """The type the parameters are held in; without any, the type the network was converted to (float32 if it never was)."""
+        return next((p.dtype for node in self.nodes for p in node.op.parameters()), self.__dict__.get("_dtype", torch.float32))
 
     @functools.cached_property
     def successors(self) -> tuple[tuple[int, ...], ...]:
@@ -146,14 +146,14 @@ class Network:
         """
         parameters = [p for node in self.nodes for p in node.op.parameters()]
         wanted = torch.device(device) if device is not None else next((p.device for p in parameters), torch.device("cpu"))
-        if all(p.dtype == dtype and p.device == wanted for p in parameters) and (parameters or device is None):
+        if self.dtype == dtype and all(p.dtype == dtype and p.device == wanted for p in parameters) and (parameters or device is None):
             return self
         stored: Network = self.__dict__.get("_stored", self)
         cache: dict[tuple[torch.dtype, str], Network] = stored.__dict__.setdefault("_copies", {})
         key = (dtype, str(wanted))
         if key not in cache:
             cache[key] = replace(stored, nodes=tuple(replace(node, op=node.op.to(dtype, wanted)) for node in stored.nodes))
-            cache[key].__dict__["_stored"] = stored
+            cache[key].__dict__.update(_stored=stored, _dtype=dtype)
         return cache[key]
 
     def values(self, x: Tensor) -> list[Tensor]:

@@ -94,6 +94,12 @@ def _per_set(value: Tensor | float, like: Tensor) -> Tensor:
         raise RegionError(f"a value of shape {tuple(tensor.shape)} does not fit regions of shape {tuple(like.shape)}") from error
 
 
+def _clamp(x: Tensor, box: Interval) -> Tensor:
+    """x (B, S, *shape) moved into the box, whose bounds are rounded inward to the type of x (upper bounds where that leaves no number)."""
+    low, high = box.lower.unsqueeze(1), box.upper.unsqueeze(1)
+    return torch.clamp(x, rounding.round_up(low, x.dtype), rounding.round_down(high, x.dtype))
+
+
 def _matvec(A: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
     """<A_r, v> for several v at once. A: (B, R, n), each v: (B, n) -> (B, R) each."""
     stacked = torch.stack(columns, dim=-1)
@@ -151,8 +157,7 @@ class Box(Region):
         return rounding.dot_above(A.flatten(2).abs(), self.radius(A.dtype).flatten(1))
 
     def project(self, x: Tensor) -> Tensor:
-        low, high = self.lower.unsqueeze(1), self.upper.unsqueeze(1)
-        return torch.clamp(x, rounding.round_up(low, x.dtype), rounding.round_down(high, x.dtype))
+        return _clamp(x, Interval(self.lower, self.upper))
 
     def contains(self, x: Tensor) -> Tensor:
         inside = (x >= self.lower.unsqueeze(1)) & (x <= self.upper.unsqueeze(1))
@@ -200,7 +205,7 @@ class LpBall(Region):
         object.__setattr__(self, "eps", eps)
         if self.domain is not None:
             low, high = (_per_set(side, center) for side in self.domain)
-            if bool((center < low).any()) or bool((center > high).any()):
+            if not bool(((low <= center) & (center <= high)).all()):
                 raise RegionError("the centre of a ball must lie in its domain; clip it first or drop the domain")
             object.__setattr__(self, "domain", (low, high))
 
@@ -221,18 +226,29 @@ class LpBall(Region):
         return torch.as_tensor(self.eps)
 
     def box(self) -> Interval:
-        fixed = self._eps == 0
-        lower = torch.where(fixed, self.center, rounding.below(self.center - self._eps))
-        upper = torch.where(fixed, self.center, rounding.above(self.center + self._eps))
+        return self._outer
+
+    @functools.cached_property
+    def _outer(self) -> Interval:
+        center, eps = self.center, self._eps
+        return self._clipped(Interval(rounding.sum_below(center, -eps), rounding.sum_above(center, eps)))
+
+    @functools.cached_property
+    def _inner(self) -> Interval:
+        """The box rounded inward: its float64 numbers are exactly those of the real box."""
+        center, eps = self.center, self._eps
+        return self._clipped(Interval(rounding.sum_above(center, -eps), rounding.sum_below(center, eps)))
+
+    def _clipped(self, box: Interval) -> Interval:
         if self.domain is None:
-            return Interval(lower, upper)
+            return box
         low, high = (torch.as_tensor(side) for side in self.domain)
-        return Interval(torch.maximum(lower, low), torch.minimum(upper, high))
+        return box.intersect(Interval(low, high))
 
     def decrease(self, A: Tensor) -> Tensor:
         if self.p == math.inf:
             box = self.box()
-            shifted = Interval(rounding.below(box.lower - self.center), rounding.above(box.upper - self.center))
+            shifted = Interval(rounding.sum_below(box.lower, -self.center), rounding.sum_above(box.upper, -self.center))
             wide = A.to(_EXACT).flatten(2)
             down, up = -shifted.lower.flatten(1), shifted.upper.flatten(1)
             return rounding.dot_above(wide.clamp(min=0), down) + rounding.dot_above(-wide.clamp(max=0), up)
@@ -275,39 +291,47 @@ class LpBall(Region):
         return torch.where(A > 0, down.unsqueeze(1), up.unsqueeze(1))
 
     def project(self, x: Tensor) -> Tensor:
-        box = self.box()
-        clamped = Box(box.lower, box.upper).project(x)
+        clamped = _clamp(x, self._inner)
         if self.p == math.inf:
             return clamped
         center, eps = self.center.unsqueeze(1), self._eps.unsqueeze(1)
-        moving = eps > 0
-        steps = torch.where(moving, (clamped.to(_EXACT) - center) / torch.where(moving, eps, 1.0), 0.0)
+        steps = torch.where(eps > 0, (clamped.to(_EXACT) - center) / torch.where(eps > 0, eps, 1.0), 0.0)
         if self.p == 1.0:
             steps = _project_l1(steps)
         norm = torch.linalg.vector_norm(steps.flatten(2), ord=self.p, dim=-1)
-        # Shrinking towards the centre stays in the domain; the margin absorbs the conversion to the type of x.
-        margin = 1 - 4 * torch.finfo(x.dtype).eps * math.sqrt(max(1, steps[0, 0].numel()))
+        # Shrinking towards the centre stays in the domain, and so does rounding towards it.
+        margin = (1 - self._slip(x.dtype) - rounding.gamma(2 * math.prod(self.shape) + 64, _EXACT)).clamp_min(0).unsqueeze(1)
         shrink = torch.where(norm > margin, margin / norm.clamp_min(1e-300), 1.0)
-        shrink = shrink.reshape(*shrink.shape, *([1] * len(self.shape)))
-        return Box(box.lower, box.upper).project((center + steps * shrink * eps).to(x.dtype))
+        move = steps * shrink.reshape(*shrink.shape, *([1] * len(self.shape))) * eps
+        down = rounding.round_down(rounding.sum_below(center, move), x.dtype)
+        up = rounding.round_up(rounding.sum_above(center, move), x.dtype)
+        return _clamp(torch.where(move > 0, down, up), self._inner)
+
+    def _slip(self, dtype: torch.dtype) -> Tensor:
+        """Norm of what rounding towards the centre may add to a point's distance, in units of eps, (B,).
+
+        A feature comes no further from the centre unless it crosses it, and then ends at a neighbour of a centre that `dtype` lacks.
+        """
+        below, above = (side.to(_EXACT) for side in (rounding.round_down(self.center, dtype), rounding.round_up(self.center, dtype)))
+        missed = torch.maximum(self.center - below, above - self.center)
+        steps = torch.where(self._eps > 0, missed / torch.where(self._eps > 0, self._eps, 1.0), 0.0)
+        return torch.linalg.vector_norm(steps.flatten(1), ord=self.p, dim=-1)
 
     def contains(self, x: Tensor) -> Tensor:
-        box = self.box()
-        inside = Box(box.lower, box.upper).contains(x)
-        center, eps = self.center.unsqueeze(1), self._eps.unsqueeze(1)
-        distance = rounding.above((x.to(_EXACT) - center).abs())
-        distance = torch.where(x.to(_EXACT) == center, 0.0, distance)
+        inner, wide = self._inner, x.to(_EXACT)
+        inside = ((wide >= inner.lower.unsqueeze(1)) & (wide <= inner.upper.unsqueeze(1))).flatten(2).all(-1)
         if self.p == math.inf:
-            return inside & (distance <= eps).flatten(2).all(-1)
+            return inside
+        center, eps = self.center.unsqueeze(1), self._eps.unsqueeze(1)
+        distance = torch.where(wide == center, 0.0, rounding.above((wide - center).abs()))
         moving = eps > 0
         steps = torch.where(moving, distance / torch.where(moving, eps, 1.0), torch.where(distance > 0, math.inf, 0.0))
         norm = torch.linalg.vector_norm(steps.flatten(2), ord=self.p, dim=-1)
-        return inside & (norm * (1 + rounding.gamma(steps[0, 0].numel() + 8, _EXACT)) <= 1)
+        return inside & (norm * (1 + rounding.gamma(math.prod(self.shape) + 8, _EXACT)) <= 1)
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        box = self.box()
         if self.p == math.inf:
-            return Box(box.lower, box.upper).sample(count, generator)
+            return Box(self._inner.lower, self._inner.upper).sample(count, generator)
         directions = torch.randn(self.batch, count, *self.shape, dtype=_EXACT, generator=generator).to(self.center.device)
         norms = torch.linalg.vector_norm(directions.flatten(2), ord=self.p, dim=-1)
         radii = torch.rand(self.batch, count, dtype=_EXACT, generator=generator).to(self.center.device)

@@ -64,6 +64,24 @@ def above(value: Tensor, error: Tensor | float = 0.0) -> Tensor:
     return torch.nextafter(value + error, _infinity(1, value.dtype, value.device))
 
 
+def sum_below(a: Tensor, b: Tensor) -> Tensor:
+    """The largest number <= a + b for the exact sum of finite numbers."""
+    total, rest = _two_sum(a, b)
+    return torch.where(rest < 0, torch.nextafter(total, _infinity(-1, total.dtype, total.device)), total)
+
+
+def sum_above(a: Tensor, b: Tensor) -> Tensor:
+    """The smallest number >= a + b for the exact sum of finite numbers."""
+    return -sum_below(-a, -b)
+
+
+def _two_sum(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Knuth's TwoSum: the rounded sum and what it misses, whose exact sum is a + b."""
+    total = a + b
+    other = total - a
+    return total, (a - (total - other)) + (b - other)
+
+
 def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The values converted to `dtype`, never upward."""
     if value.dtype == dtype:
