@@ -2,8 +2,8 @@
 
     python -m benchmarks.vnncomp_verdicts --shared ../shared [--timeout 60] [--family safenlp cora] [--every 4] [--out results/FILE.jsonl]
 
-Every finished instance is one JSON line of the results file; a run started again continues where the last one stopped. `--summary` prints the
-table of a results file without running anything. Each process has one thread and its wall-clock seconds and peak resident memory recorded.
+Every finished instance is one JSON line of the results file; a run started again continues where the last one stopped, and a run with a
+longer limit asks again only what a shorter one left open. `--summary` prints the table of a results file without running anything. Each process has one thread and its wall-clock seconds and peak resident memory recorded.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import csv
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -57,7 +58,10 @@ class Instance:
 
 @dataclass(frozen=True)
 class Record:
-    """What one process answered. seconds: as the command reports them; process_seconds and peak_mb: of the whole process."""
+    """What one process answered. seconds: as the command reports them; process_seconds (wall clock), cpu_seconds and peak_mb: of the whole process.
+
+    On a busy machine the limit, which is one of wall-clock time, buys less computation than it seems to: cpu_seconds tells how much.
+    """
 
     family: str
     net: str
@@ -72,6 +76,7 @@ class Record:
     lower_bound: float | None
     seconds: dict[str, float]
     process_seconds: float
+    cpu_seconds: float
     peak_mb: float
     code: int
 
@@ -126,7 +131,8 @@ def ask(command: Sequence[str], shared: Path, instance: Instance, limit: float) 
         lower_bound=found.get("lower_bound"),
         seconds=found.get("seconds") or {},
         process_seconds=seconds,
-        peak_mb=usage / 1024,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
+        peak_mb=usage.ru_maxrss / 1024,
         code=os.waitstatus_to_exitcode(status),
     )
 
@@ -136,12 +142,12 @@ def _plain_or_gzipped(path: Path) -> Path:
     return gzipped if not path.exists() and gzipped.exists() else path
 
 
-def _wait(pid: int, deadline: float) -> tuple[int, int]:
-    """Exit status and peak resident kilobytes of a child, which is killed at the deadline."""
+def _wait(pid: int, deadline: float) -> tuple[int, resource.struct_rusage]:
+    """Exit status and resources of a child, which is killed at the deadline."""
     while True:
         done, status, usage = os.wait4(pid, os.WNOHANG)
         if done:
-            return status, usage.ru_maxrss
+            return status, usage
         if time.monotonic() > deadline:
             os.kill(pid, 9)
         time.sleep(0.01)
@@ -154,16 +160,15 @@ def _parse(text: bytes) -> dict | None:  # type: ignore[type-arg]
         return None
 
 
-def read(path: Path) -> list[Record]:
-    """The records of a results file; a last line that was cut off is ignored."""
-    if not path.exists():
-        return []
-    records = []
-    for line in path.read_text().splitlines():
+def read(path: Path) -> dict[tuple[str, str, str], Record]:
+    """The last record of every instance in a results file; a last line that was cut off is ignored."""
+    records = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
         try:
-            records.append(Record(**json.loads(line)))
+            record = Record(**json.loads(line))
         except json.JSONDecodeError:
             continue
+        records[record.family, record.net, record.spec] = record
     return records
 
 
@@ -171,8 +176,8 @@ def summary(records: Sequence[Record]) -> str:
     """A Markdown table with one row a family."""
     lines = [
         "| family | solved of | verified (solver proofs) | falsified (rounded inputs) | unknown | errors | contradictions "
-        "| median s | max s | peak MB | over the limit by > 1 s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| median s | max s | median CPU s | max CPU s | peak MB | over the limit by > 1 s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     families = [family for family in dict.fromkeys((*FAMILIES, *(r.family for r in records))) if any(r.family == family for r in records)]
     lines += [_row(family, [r for r in records if r.family == family]) for family in families]
@@ -185,10 +190,12 @@ def _row(name: str, records: Sequence[Record]) -> str:
     unknown, errors = (sum(r.verdict == kind for r in records) for kind in ("unknown", "error"))
     seconds = [r.process_seconds for r in records]
     solver, rounded = sum(r.proof == "solver" for r in verified), sum(r.rounded > 0 for r in falsified)
+    cpu = [r.cpu_seconds for r in records]
     late = sum(r.overrun > LATE for r in records)
     return (
         f"| {name} | {len(verified) + len(falsified)} of {len(records)} | {len(verified)} ({solver}) | {len(falsified)} ({rounded}) | {unknown} "
         f"| {errors} | {sum(r.contradicts for r in records)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} "
+        f"| {statistics.median(cpu):.1f} | {max(cpu):.1f} "
         f"| {max(r.peak_mb for r in records):.0f} | {late} |"
     )
 
@@ -205,7 +212,9 @@ def main() -> None:
     parser.add_argument("--summary", action="store_true", help="print the table of the results file and stop")
     options = parser.parse_args()
     wanted = list(instances(options.shared, options.family, options.every))
-    done = {(r.family, r.net, r.spec) for r in read(options.out)}
+    done = {
+        key for key, r in read(options.out).items() if r.verdict in SAT_UNSAT or (r.verdict == "unknown" and r.limit >= options.timeout)
+    }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for instance in [] if options.summary else wanted:
         if instance.key in done:
@@ -216,11 +225,11 @@ def main() -> None:
         flag = "  CONTRADICTION" if record.contradicts else ""
         print(
             f"{record.family:20s} {Path(record.net).stem:28s} {Path(record.spec).stem:46s} {record.verdict:9s} {record.expected or '-':5s} "
-            f"{record.decided_by:6s} {record.process_seconds:6.1f} s {record.peak_mb:5.0f} MB {record.reason[:90]}{flag}",
+            f"{record.decided_by:6s} {record.process_seconds:6.1f} s ({record.cpu_seconds:5.1f} CPU) {record.peak_mb:5.0f} MB {record.reason[:90]}{flag}",
             flush=True,
         )
-    keys = {instance.key for instance in wanted}
-    print(summary([r for r in read(options.out) if (r.family, r.net, r.spec) in keys]))
+    found = read(options.out)
+    print(summary([found[instance.key] for instance in wanted if instance.key in found]))
 
 
 if __name__ == "__main__":
