@@ -92,7 +92,7 @@ def rows(models: Path, only: str) -> Iterator[Row]:
     with (models / "index.csv").open() as file:
         entries = [entry for entry in csv.DictReader(file) if only in entry["file"]]
     long = ("plain", "AT")
-    entries.sort(key=lambda e: (e["dataset"] != "mnist", e["architecture"] != "fc1", e["thesis_row"] in long, e["thesis_table"]))
+    entries.sort(key=lambda e: (e["dataset"] != "mnist", e["norm"] == "l2", e["architecture"] != "fc1", e["thesis_row"] in long))
     for entry in entries:
         key = tuple(entry[name] for name in ("dataset", "architecture", "activation", "norm", "thesis_row"))
         for clip in (True, False) if entry["norm"] == "l2" else (True,):
