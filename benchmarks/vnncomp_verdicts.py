@@ -3,7 +3,8 @@
     python -m benchmarks.vnncomp_verdicts --shared ../shared [--timeout 60] [--family safenlp cora] [--every 4] [--out results/FILE.jsonl]
 
 Every finished instance is one JSON line of the results file; a run started again continues where the last one stopped, and a run with a
-longer limit asks again only what a shorter one left open. `--summary` prints the table of a results file without running anything. Each process has one thread and its wall-clock seconds and peak resident memory recorded.
+longer limit asks again only what a shorter one left open. `--summary` prints the table of a results file without running anything. Each
+process has one thread; its wall-clock seconds, CPU seconds and peak resident memory are recorded.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FAMILIES = (
     "rl_benchmarks",
@@ -153,7 +155,7 @@ def _wait(pid: int, deadline: float) -> tuple[int, resource.struct_rusage]:
         time.sleep(0.01)
 
 
-def _parse(text: bytes) -> dict | None:  # type: ignore[type-arg]
+def _parse(text: bytes) -> dict[str, Any] | None:
     try:
         return json.loads(text)
     except json.JSONDecodeError:

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from bounds import rounding
 from bounds.backward import bound_node, bound_objective
 from bounds.engine import DEFAULT_MEMORY_MB, Bounds, as_objective, elements, place
 from bounds.interval import Interval
@@ -47,13 +48,19 @@ class LinearEngine:
     ) -> Bounds:
         """See `BoundEngine`."""
         device = place(self.device)
+        with rounding.full_precision(device):
+            return self._bound(network, region, objective, known or {}, device)
+
+    def _bound(
+        self, network: Network, region: Region, objective: Tensor | None, known: dict[int, Interval], device: torch.device
+    ) -> Bounds:
         net, where = network.to(self.dtype, device), region.to(self.dtype, device)
         C = as_objective(objective, net, where, self.dtype, device)
         trace = Trace(net, where, self.semantics, self.deadline)
         limit = elements(self.memory_mb, self.dtype)
         for index in range(len(net.nodes)):
             interval = trace.propagate(index)
-            if known and index in known:
+            if index in known:
                 interval = interval.intersect(known[index].to(self.dtype, device))
             trace.visit(index, interval, self.slopes)
             if index in net.preactivations:

@@ -1,21 +1,21 @@
 """Everything that can go wrong, as one tree.
 
-    RingfenceError                 base of all errors raised on purpose; the CLI turns each into one line and exit code 2
-    ├── ModelError                 the network cannot be used
-    │   ├── UnsupportedOpError     a node, op or attribute this version does not understand
-    │   ├── ShapeError             a shape is dynamic, inconsistent or does not fit
-    │   └── ImportMismatchError    the imported network does not reproduce the original's outputs
-    ├── SpecError                  the question cannot be used (VNNLIB text, arrays, labels, eps)
-    ├── RegionError                a region is empty, unbounded, reversed or not finite
-    ├── NumericsError              NaN or infinity met where a bound was computed
-    ├── DataError                  a data set or image file is missing or malformed
-    ├── DeviceError                the device asked for is not there
-    ├── MemoryLimitError           the work cannot be made to fit the memory limit
-    ├── TimeLimitError             the deadline passed before a bound was finished
-    ├── SolverError                a solver is missing, failed or gave an answer we do not understand
-    │   └── SolverMissingError     the package is not installed; says the pip line
-    ├── ProofError                 a proof and a point that was met contradict each other: a defect of this project or of a solver
-    └── OutputError                a result could not be written
+RingfenceError                 base of all errors raised on purpose; the CLI turns each into one line and exit code 2
+├── ModelError                 the network cannot be used
+│   ├── UnsupportedOpError     a node, op or attribute this version does not understand
+│   ├── ShapeError             a shape is dynamic, inconsistent or does not fit
+│   └── ImportMismatchError    the imported network does not reproduce the original's outputs
+├── SpecError                  the question cannot be used (VNNLIB text, arrays, labels, eps)
+├── RegionError                a region is empty, unbounded, reversed or not finite
+├── NumericsError              NaN or infinity met where a bound was computed
+├── DataError                  a data set or image file is missing or malformed
+├── DeviceError                the device asked for is not there
+├── MemoryLimitError           the work cannot be made to fit the memory limit
+├── TimeLimitError             the deadline passed before a bound was finished
+├── SolverError                a solver is missing, failed or gave an answer we do not understand
+│   └── SolverMissingError     the package is not installed; says the pip line
+├── ProofError                 a proof and a point that was met contradict each other: a defect of this project or of a solver
+└── OutputError                a result could not be written
 """
 
 from __future__ import annotations

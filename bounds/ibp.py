@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds import rounding
 from bounds.backward import bound_node, bound_tail
 from bounds.engine import DEFAULT_MEMORY_MB, Bounds, as_objective, elements, place
 from bounds.interval import Interval
@@ -41,6 +42,12 @@ class Ibp:
     ) -> Bounds:
         """See `BoundEngine`."""
         device = place(self.device)
+        with rounding.full_precision(device):
+            return self._bound(network, region, objective, known or {}, device)
+
+    def _bound(
+        self, network: Network, region: Region, objective: Tensor | None, known: dict[int, Interval], device: torch.device
+    ) -> Bounds:
         net, where = network.to(self.dtype, device), region.to(self.dtype, device)
         C = None if objective is None else as_objective(objective, net, where, self.dtype, device)
         trace = Trace(net, where, self.semantics)
@@ -49,7 +56,7 @@ class Ibp:
         tail = _affine_tail(net) if C is not None and self.elide else frozenset()
         for index, node in enumerate(net.nodes):
             interval = trace.propagate(index)
-            if known and index in known:
+            if index in known:
                 interval = interval.intersect(known[index].to(self.dtype, device))
             exact = ball and net.affine_in_input[index]
             if exact or (index in tail and isinstance(node.op, Affine)):

@@ -99,7 +99,7 @@ class LocalWalk:
         parts = stacked.split(shape[0], dim=1)  # type: ignore[index]
         slope, gap, charge = parts[:3]
         negative = patch.A.clamp(max=0)
-        paid = _sum(patch.A.abs() * charge) * rounding.SAFETY
+        paid = _payment(patch, charge)
         slack = 1 + rounding.gamma(patch.size[0] * patch.size[1] + 2, patch.A.dtype)
         self.lower = self.lower - paid + slack * _sum(negative * gap)
         self.upper = self.upper - paid
@@ -134,6 +134,11 @@ def is_local(network: Network, index: int) -> bool:
     """Whether rows of node `index` are worth starting as patches: its shape is a map of more than one position."""
     shape = as_map(network.nodes[index].shape)
     return shape is not None and shape[1] * shape[2] > 1 and not isinstance(network.nodes[index].op, Input)
+
+
+def _payment(patch: Patch, charge: Tensor) -> Tensor:
+    """<|A|, charge> of every row, inflated."""
+    return _sum(patch.A.abs() * charge) * rounding.SAFETY
 
 
 def _sum(values: Tensor) -> Tensor:

@@ -9,8 +9,10 @@ Reference: N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd edi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -20,6 +22,25 @@ from bounds.errors import NumericsError
 SAFETY = 1.05
 """Allowances are sums of non-negative terms computed in the working type; their relative error is far below 5 %."""
 
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Kernels that round every product and sum once in the working type: no TF32 or bfloat16 products, no autocast, no Winograd or FFT.
+
+    Every engine computes inside it; the summation bounds of this module hold for no other kernels.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), _plain_convolutions(device):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _plain_convolutions(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """cuDNN picks its algorithm by speed, transforms included; without it convolutions are matrix products."""
+    return torch.backends.cudnn.flags(enabled=False) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.lru_cache(maxsize=64)

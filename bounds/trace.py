@@ -31,7 +31,7 @@ from bounds import rounding
 from bounds.errors import NumericsError, ShapeError, TimeLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.network import Network
-from bounds.ops.base import Activation, Affine, Input, Slopes
+from bounds.ops.base import Activation, Affine, Input, MovesData, Slopes
 from bounds.region import Region
 
 Semantics = Literal["real", "float32-any-order"]
@@ -119,6 +119,8 @@ class Trace:
         if isinstance(node.op, Input):
             self.center[index] = self.region.origin
             self._measure(index, torch.zeros_like(interval.lower))
+        elif isinstance(node.op, MovesData) and node.op.bias() is None and node.op.fan_out(*self.network.input_shapes(index)) == 0:
+            self._visit_move(index, node.op)
         elif isinstance(node.op, Affine):
             self._visit_affine(index, node.op)
         elif isinstance(node.op, Activation):
@@ -152,9 +154,9 @@ class Trace:
     def _measure(self, index: int, charge: Tensor) -> None:
         """Set reach (an upper bound on |x - centre|) and charge of a node whose centre is set."""
         interval, center = self.interval(index), self.center[index]
-        wide_lower, wide_upper = interval.lower.to(_EXACT), interval.upper.to(_EXACT)
-        reach = torch.maximum(wide_upper - center, center - wide_lower)  # type: ignore[operator]
-        self.reach[index] = torch.where(reach > 0, rounding.round_up(rounding.above(reach), self.dtype), 0.0).to(self.dtype)
+        reach = torch.maximum(interval.upper.to(_EXACT) - center, center - interval.lower.to(_EXACT))  # type: ignore[operator]
+        # One relative allowance pays for the difference and the conversion; what underflows is paid for below.
+        self.reach[index] = (reach * (1 + 4 * rounding.unit_roundoff(self.dtype))).to(self.dtype).clamp_min(0)
         self.charge[index] = charge
         # Coefficients that underflow cost at most one smallest normal number each, times the reach; no sum here has 2^20 terms.
         tiny = rounding.underflow(2**20, self.dtype) * math.prod(interval.shape[1:])
@@ -167,6 +169,13 @@ class Trace:
         if users > 1:
             passed = passed + rounding.gamma(users, self.dtype) * self.reach[source]  # type: ignore[operator]
         return passed  # type: ignore[return-value]
+
+    def _visit_move(self, index: int, op: MovesData) -> None:
+        """No arithmetic in either direction: everything known about the inputs moves along."""
+        sources = self.network.nodes[index].inputs
+        self.center[index] = op.forward(*(self.center[s] for s in sources))
+        self.reach[index] = op.forward(*(self.reach[s] for s in sources))
+        self.charge[index] = op.forward(*(self._arriving(s) for s in sources))
 
     def _visit_affine(self, index: int, op: Affine) -> None:
         shapes = self.network.input_shapes(index)

@@ -168,7 +168,11 @@ class Affine(Op):
         # The rounding error is bounded in the same product as the radius: |W| (r + relative |x|).
         spread = self.linear(*(torch.add(r, x.magnitude, alpha=relative) for r, x in zip(radii, xs, strict=True)), absolute=True)
         offset = self.bias_magnitude()
-        spread = spread + rounding.underflow(terms + 8, dtype) if offset is None else spread + (relative * offset + rounding.underflow(terms + 8, dtype))
+        spread = (
+            spread + rounding.underflow(terms + 8, dtype)
+            if offset is None
+            else spread + (relative * offset + rounding.underflow(terms + 8, dtype))
+        )
         center = self.forward(*centers)
         return Interval(rounding.below(center, spread), rounding.above(center, spread))
 
