@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bounds.errors import SolverMissingError
 from bounds.linear import Halfspaces
@@ -24,6 +25,8 @@ PROOF_MARGIN = 1e-5
 """How far above 0 a solver's dual bound must lie to count as a proof: ten times the loosest feasibility tolerance in use."""
 _ROUNDS = 40
 """How often a ball may be refined by tangent cuts in the linear relaxation, and again in the exact program."""
+_CHECK = 1e-3
+"""Relative difference between a program's value at a fixed input and the network's above which the program is not believed."""
 _RULE = StopRule(0.0, PROOF_MARGIN)
 
 
@@ -137,7 +140,12 @@ class _Question:
         for _ in range(_ROUNDS):
             solution = self._solve(self.solver, cuts)
             bound = _larger(bound, solution.dual_bound)
-            if _RULE.above(solution.dual_bound):
+            if _settles(solution):
+                if not self._reproduces_the_network():
+                    reason = (
+                        "the program does not reproduce the network at the region's centre: the intervals are wrong or too wide to solve"
+                    )
+                    return self._outcome("undecided", None, tolerances=solution.tolerances, reason=reason)
                 return self._outcome("proved", bound, tolerances=solution.tolerances)
             point = None if solution.x is None else self._candidate(solution.x)
             if point is not None:
@@ -153,7 +161,7 @@ class _Question:
         if self._out_of_time():
             return replace(outcome, status="undecided", reason=f"no time was left for {confirm.name} to confirm {self.solver.name}'s proof")
         second = self._solve(confirm, cuts)
-        if _RULE.above(second.dual_bound):
+        if _settles(second):
             return replace(outcome, confirmed_by=f"{confirm.name} ({second.tolerances})", seconds=self._seconds())
         reason = f"{self.solver.name} found a proof that {confirm.name} did not confirm: {second.detail or second.status.value}"
         return replace(outcome, status="undecided", bound=None, reason=reason, seconds=self._seconds())
@@ -165,14 +173,31 @@ class _Question:
         limits = Limits(self._left(), self.limits.memory_mb)
         return solver.solve(program, limits, _RULE)
 
+    def _reproduces_the_network(self) -> bool:
+        """With the inputs fixed to the region's centre, the program must have the network's margin as its optimum.
+
+        A program that is empty, or too small, "proves" everything; this catches intervals that are not sound and a solver in trouble.
+        """
+        encoding, inputs = self.encoding, self.encoding.inputs
+        center = np.clip(self.region.origin.double().cpu().numpy().reshape(-1), inputs.lower, inputs.upper)
+        lower, upper = encoding.program.lower.copy(), encoding.program.upper.copy()
+        lower[inputs.columns] = upper[inputs.columns] = center[inputs.features]
+        left = self._left()
+        limits = Limits(None if left is None else max(left, 1.0), self.limits.memory_mb)
+        solution = self.solver.solve(replace(encoding.program, lower=lower, upper=upper), limits)
+        expected = self._margin(torch.from_numpy(center).reshape(1, *inputs.shape))
+        return solution.objective is not None and abs(solution.objective - expected) <= _CHECK * max(1.0, abs(expected))
+
+    def _margin(self, x: Tensor) -> float:
+        """max_i (C_i f(x) - d_i) in float64; x: (1, *input_shape)."""
+        return float(self.unsafe.margin(self.network.to(torch.float64, "cpu")(x).flatten(1))[0])
+
     def _candidate(self, x: Array) -> Array | None:
         """The point of the region that x stands for, if the network, run in float64, has a margin <= 0 there."""
         point = torch.from_numpy(np.ascontiguousarray(self.encoding.point(x)))[None]
         if needs_cuts(self.region):
             point = self.region.project(point[None])[0].double()
-        y = self.network.to(torch.float64, "cpu")(point)
-        inside = bool(self.unsafe.margin(y.flatten(1))[0] <= 0)
-        return point[0].numpy() if inside else None
+        return point[0].numpy() if self._margin(point) <= 0 else None
 
     def _outcome(
         self,
@@ -198,6 +223,11 @@ class _Question:
         return self.limits.seconds is not None and self._seconds() >= self.limits.seconds
 
 
+def _settles(solution: Solution) -> bool:
+    """Whether a dual bound proves the set impossible; an answer that was not understood, or that contradicts itself, proves nothing."""
+    return solution.status not in (Status.UNKNOWN, Status.INFEASIBLE, Status.UNBOUNDED) and _RULE.above(solution.dual_bound)
+
+
 def _larger(a: float | None, b: float | None) -> float | None:
     found = [value for value in (a, b) if value is not None]
     return max(found) if found else None
@@ -207,6 +237,8 @@ def _why(solution: Solution) -> str:
     """Why a solution decides nothing."""
     if solution.status is Status.INFEASIBLE:
         return f"{solution.solver} calls a program infeasible that holds the whole region: its answer is not used"
+    if _RULE.below(solution.objective):
+        return f"the unsafe point that {solution.solver} found does not reproduce on the network"
     if solution.status in (Status.OPTIMAL, Status.SIGN_DECIDED):
         return "the minimum is too close to 0 for the solver's tolerances"
     detail = f" ({solution.detail})" if solution.status is Status.UNKNOWN and solution.detail else ""

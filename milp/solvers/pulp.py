@@ -22,8 +22,11 @@ from bounds.errors import OutputError, SolverError, SolverMissingError
 from milp.program import Answer, Array, Limits, Program, Solution, Status, StopRule, Tolerances, below_cutoff, conclude, read_cutoff
 
 TOLERANCES = Tolerances(feasibility=1e-6, integrality=1e-5, dual=1e-6)
+_TEXT_RESOLUTION = 1e-9
+_CBC = ("PULP_CBC_CMD", "COIN_CMD")
+"""CBC's preprocessing calls feasible networks with fixed inputs infeasible (2.10.3): it is switched off."""
 _SHORT_NAMES = {
-    "CBC": ("PULP_CBC_CMD", "COIN_CMD"),
+    "CBC": _CBC,
     "GLPK": ("GLPK_CMD",),
     "SCIP": ("SCIP_PY", "SCIP_CMD"),
     "HIGHS": ("HiGHS", "HiGHS_CMD"),
@@ -80,6 +83,8 @@ class Pulp:
         if limits.seconds is not None:
             options["timeLimit"] = max(limits.seconds - spent, 0.01)
         options |= {key: value for key, value in {"threads": 1, "gapRel": 0.0}.items() if key in accepted}
+        if self._native in _CBC:
+            options["options"] = ["preprocess off"]
         return pulp.getSolver(self._native, **options)
 
 
@@ -143,9 +148,12 @@ def _side(value: float) -> float | None:
 
 
 def _sides(lower: float, upper: float) -> list[tuple[str, int, float]]:
-    """Constraints that say lower <= row <= upper: name suffix, sense, right-hand side."""
-    if lower == upper:
-        return [("", pulp.LpConstraintEQ, lower)]
+    """Constraints that say lower <= row <= upper: name suffix, sense, right-hand side.
+
+    Sides closer than the text's twelve digits become one equation: written as two they may cross, and CBC then calls the program infeasible.
+    """
+    if math.isfinite(upper - lower) and upper - lower <= _TEXT_RESOLUTION * max(1.0, abs(lower)):
+        return [("", pulp.LpConstraintEQ, lower + (upper - lower) / 2)]
     sides = [("l", pulp.LpConstraintGE, lower), ("u", pulp.LpConstraintLE, upper)]
     return [side for side in sides if math.isfinite(side[2])]
 

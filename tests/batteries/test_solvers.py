@@ -113,6 +113,21 @@ def test_infeasible(solver) -> None:
     assert solution.dual_bound is None
 
 
+def test_rows_as_narrow_as_rounding_are_feasible(solver) -> None:
+    """Rows of encoded networks are equations up to rounding slack."""
+    rng = np.random.default_rng(0)
+    n, m = 12, 6
+    matrix, inside = rng.normal(size=(m, n)) / 3, rng.uniform(0.2, 0.8, n)
+    inside[:3] = 1.0
+    activity = matrix @ inside
+    program = Program(
+        rng.normal(size=n), np.zeros(n), np.ones(n), np.arange(n) < 3, sparse.csr_matrix(matrix), activity - 3e-15, activity + 3e-15
+    )
+    solution = solver.solve(program)
+    assert solution.status is Status.OPTIMAL
+    assert solution.objective == pytest.approx(enumerated_optimum(program), abs=1e-5)
+
+
 def hard_program() -> Program:
     """A market-split problem: no solver finishes it in a moment."""
     rng = np.random.default_rng(0)

@@ -118,6 +118,27 @@ def test_no_status_without_evidence_proves(status: Status) -> None:
     assert outcome.bound <= 0.0
 
 
+@pytest.mark.parametrize("name", ["scip", "highs"])
+def test_unsound_intervals_are_noticed(name: str) -> None:
+    """Intervals that exclude the region's centre leave a program in which nothing unsafe is left; it must not count as a proof."""
+    network, region, unsafe, intervals = hard_question()
+    has_counterexample = Halfspaces(unsafe.C, unsafe.d + 0.31)
+    assert prove(network, region, has_counterexample, intervals, get_solver(name)).status == "point"
+    narrow = Interval(intervals[1].lower, intervals[1].lower + 0.2 * (intervals[1].upper - intervals[1].lower))
+    outcome = prove(network, region, has_counterexample, {1: narrow, 3: intervals[3]}, get_solver(name))
+    assert outcome.status == "undecided"
+    assert outcome.bound is None
+    assert "centre" in outcome.reason
+
+
+def test_an_empty_program_proves_nothing() -> None:
+    network, region, unsafe, intervals = hard_question()
+    liar = Stub(no_answer(Status.SIGN_DECIDED, 1.0))
+    outcome = prove(network, region, unsafe, intervals, liar)
+    assert outcome.status == "undecided"
+    assert "centre" in outcome.reason
+
+
 def test_time_limit_is_undecided_with_a_bound() -> None:
     network, region, unsafe, intervals = hard_question()
     outcome = prove(network, region, unsafe, intervals, get_solver(SCIP), Limits(seconds=0.0))
