@@ -54,6 +54,7 @@ def measure(shared: Path, net: str, batch: int, method: str, rigour: bool) -> di
 
     torch.set_num_threads(1)
     from bounds.crown import Crown
+    from bounds.engine import BoundEngine
     from bounds.ibp import Ibp
     from bounds.network import Network
     from bounds.region import Box
@@ -64,9 +65,9 @@ def measure(shared: Path, net: str, batch: int, method: str, rigour: bool) -> di
     region = Box(lower.reshape(batch, *network.input_shape), upper.reshape(batch, *network.input_shape))
     if not rigour:
         switch_rigour_off()
-    engine = {"IBP": Ibp(), "CROWN": Crown()}[method]
+    engine: BoundEngine = Ibp() if method == "IBP" else Crown()
     engine(network, region)
-    times = []
+    times: list[float] = []
     start = time.perf_counter()
     while len(times) < 3 or (time.perf_counter() - start < 2 and len(times) < 50):
         begin = time.perf_counter()
@@ -90,14 +91,14 @@ def switch_rigour_off() -> None:
     rounding.underflow = lambda terms, dtype: 0.0
     rounding.dot = lambda A, v, ranges: torch.bmm(A, v.unsqueeze(-1)).squeeze(-1).double()
     backward._Walk._pay = lambda self, index, flat, negative: None  # type: ignore[method-assign]
-    local._payment = lambda patch, charge: 0.0
+    local._payment = lambda patch, charge: charge.new_zeros(())
 
     def visit_without_charge(self, index, op):  # type: ignore[no-untyped-def]
         sources = self.network.nodes[index].inputs
         self.center[index] = self.wide.nodes[index].op.forward(*(self.center[s] for s in sources))
         self._measure(index, torch.zeros_like(self.interval(index).lower))
 
-    trace.Trace._visit_affine = visit_without_charge
+    trace.Trace._visit_affine = visit_without_charge  # type: ignore[method-assign]
 
 
 def _child(connection, *arguments) -> None:  # type: ignore[no-untyped-def]

@@ -43,7 +43,7 @@ class View:
 
     def planes(self, index: int) -> Planes:
         """The planes of activation `index`."""
-        planes = self.trace.planes[index]
+        planes = self.trace.planes.get(index)
         if planes is None:
             raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
         if self.images is None:
@@ -62,15 +62,15 @@ class View:
     def charge(self, index: int) -> Tensor:
         """The charge of node `index`, (images, *shape)."""
         charge = self.trace.charge[index]
-        return charge if self.images is None else charge[self.images]  # type: ignore[return-value,index]
+        return charge if self.images is None else charge[self.images]
 
 
 @dataclass(frozen=True, eq=False)
 class Planar:
-    """What a walk arrives with: A d_0 + constant <= the rows' deviation (first `rows`) and its negative, d_0 the input's deviation.
+    """What a walk arrives with: A d_0 + constant <= the rows' deviation (first `rows`) and its negative.
 
-    When `doubled` is False the coefficients of the negated rows are -A, if the walk was two-sided at all. A: (B, rows or 2 rows, *input_shape); lower, upper: (B, rows)
-    constants of the two, errors already subtracted.
+    d_0 is the input's deviation. When `doubled` is False the coefficients of the negated rows are -A, if the walk was two-sided at all.
+    A: (B, rows or 2 rows, *input_shape); lower, upper: (B, rows) constants of the two, errors already subtracted.
     """
 
     A: Tensor
@@ -198,7 +198,7 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: 
     elif unstable is None or int(rows.sum()) <= _FEW:
         _bound_sides(trace, index, (rows, rows), memory, best)
     else:
-        rising = (trace.center[index] > 0).flatten(1)  # type: ignore[operator]
+        rising = (trace.center[index] > 0).flatten(1)
         _bound_sides(trace, index, (rows & rising, rows & ~rising), memory, best)
         shaped = Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape)).intersect(interval)
         rows = rows & unstable(shaped).flatten(1)
@@ -208,7 +208,7 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: 
 
 def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval) -> None:
     """Write both bounds of the wanted elements (B, n) into `best`; for parallel planes, where one walk gives both."""
-    center, dtype = trace.center[index].flatten(1), trace.dtype  # type: ignore[union-attr]
+    center, dtype = trace.center[index].flatten(1), trace.dtype
     for images, elements, valid in _chunks(wanted, _rows_per_chunk(trace, index, memory)):
         trace.check_time()
         floor, ceiling = _walk_elements(_view(trace, images), Rows(index, elements, None))
@@ -219,7 +219,7 @@ def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Int
 
 def _bound_sides(trace: Trace, index: int, sides: tuple[Tensor, Tensor], memory: int, best: Interval) -> None:
     """Write lower bounds of the elements wanted in sides[0] (B, n) and upper bounds of those in sides[1] into `best`."""
-    center, dtype, count = trace.center[index].flatten(1), trace.dtype, sides[0].shape[1]  # type: ignore[union-attr]
+    center, dtype, count = trace.center[index].flatten(1), trace.dtype, sides[0].shape[1]
     for images, places, valid in _chunks(torch.cat(sides, dim=1), _rows_per_chunk(trace, index, memory)):
         trace.check_time()
         elements, falls = places % count, places >= count
@@ -325,7 +325,7 @@ def _objective_chunk(view: View, last: int, C: Tensor) -> tuple[LinearBounds, In
     fee = fee + view.underflow().unsqueeze(1) * (1 + flat.abs().amax(-1))
     planar = _Walk(view, {last: C.clone()}, -fee, -fee, two_sided=True).run(last)
     center = view.trace.center[last]
-    middle = (center if view.images is None else center[view.images]).flatten(1).unsqueeze(-1)  # type: ignore[index,union-attr]
+    middle = (center if view.images is None else center[view.images]).flatten(1).unsqueeze(-1)
     value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
     slack = rounding.gamma(flat.shape[-1] + 2, _EXACT) * size
     floor, ceiling = _concretize(view, planar)
@@ -359,14 +359,14 @@ def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Inte
     """
     last = len(trace.network.nodes) - 1
     flat = objective.flatten(2)
-    fee = torch.bmm(flat.abs(), trace.charge[last].flatten(1).unsqueeze(-1)).squeeze(-1)  # type: ignore[union-attr]
+    fee = torch.bmm(flat.abs(), trace.charge[last].flatten(1).unsqueeze(-1)).squeeze(-1)
     nothing = torch.zeros_like(fee, dtype=_EXACT)
     walk = _Walk(View(trace, None), {last: objective.clone()}, nothing, nothing, two_sided=True)
     frontier = walk.run_to_frontier(last, stop)
     spread = torch.zeros_like(walk.lower)
     for index, A in frontier.items():
-        spread = spread + rounding.dot_above(A.flatten(2).abs(), trace.reach[index].flatten(1))  # type: ignore[union-attr]
-    middle = trace.center[last].flatten(1).unsqueeze(-1)  # type: ignore[union-attr]
+        spread = spread + rounding.dot_above(A.flatten(2).abs(), trace.reach[index].flatten(1))
+    middle = trace.center[last].flatten(1).unsqueeze(-1)
     value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
     slack = rounding.gamma(flat.shape[-1] + 8, _EXACT) * (size + spread) + trace.underflow.unsqueeze(1) * (1 + flat.abs().amax(-1))
     error = spread + fee.to(_EXACT) * rounding.SAFETY + slack

@@ -74,7 +74,7 @@ class LocalWalk:
             return False
         patch = self.pending[index]
         if isinstance(node.op, Activation):
-            results = (self._through_activation(index, patch),) if node.shape == shapes[0] else None
+            results: tuple[Patch, ...] | None = (self._through_activation(index, patch),) if node.shape == shapes[0] else None
         elif isinstance(node.op, Affine):
             results = node.op.local_adjoint(patch.inside(*here[1:]), *shapes)
         else:

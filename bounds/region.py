@@ -19,6 +19,12 @@ from bounds.errors import RegionError
 from bounds.interval import Interval
 
 _EXACT = torch.float64
+_TINY = 1e-150
+"""Smallest multiplier: its products with itself do not underflow."""
+_FAR = 1e6
+"""Limits beyond this many radii bind nobody: the search for a multiplier need not tell them apart."""
+_ROUNDS = 20
+"""Most rounds of that search."""
 
 
 class Region(ABC):
@@ -252,43 +258,55 @@ class LpBall(Region):
             wide = A.to(_EXACT).flatten(2)
             down, up = -shifted.lower.flatten(1), shifted.upper.flatten(1)
             return rounding.dot_above(wide.clamp(min=0), down) + rounding.dot_above(-wide.clamp(max=0), up)
-        drop, size = self._largest_decrease(A.to(_EXACT).flatten(2))
+        coefficients, features = _compress(A.flatten(2))
+        drop, size = self._largest_decrease(coefficients.to(_EXACT), features)
         terms = math.prod(self.shape) + 12
         return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT))
 
-    def _largest_decrease(self, A: Tensor) -> tuple[Tensor, Tensor]:
+    def _largest_decrease(self, A: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
         """max over t of <q, t> with q = |A| eps, sum t^p <= 1 and 0 <= t <= reach, from above by Lagrange duality.
 
         For every multiplier mu >= 0 the dual mu + sum_i max_{0 <= t <= reach_i} (q_i t - mu t^p) is an upper bound, so the multiplier may be
-        found in any arithmetic. Returns the bound and the sum of the absolute values of its terms, for the error allowance.
+        found in any arithmetic. features: the feature of every entry of A (B, R, k), or None where k counts them all. Returns the bound and
+        the sum of the absolute values of its terms, for the error allowance.
         """
-        q = A.abs() * self._eps.flatten(1).unsqueeze(1)
-        reach = self._reach(A)
+        q = A.abs() * _pick(self._eps, features)
+        reach = self._reach(A, features)
         if self.p == 1.0:
-            mu = _knapsack_multiplier(q, reach)
+            mu = q.amax(-1, keepdim=True) if reach is None else _knapsack_multiplier(q, reach)
+            if reach is None:
+                return mu.squeeze(-1), mu.squeeze(-1)
             gains = torch.where(q > mu, (q - mu) * reach, 0.0)
             sizes = torch.where(q > mu, (q + mu) * reach, 0.0)
-        else:
-            mu = _quadratic_multiplier(q, reach)
-            free = q <= 2 * mu * reach
-            peak = torch.where(q > 0, q * q / (4 * mu), 0.0)
-            edge = torch.where(free, 0.0, reach)
-            gains = torch.where(free, peak, q * edge - mu * edge * edge)
-            sizes = torch.where(free, peak, q * edge + mu * edge * edge)
-        mu = mu.squeeze(-1)
-        return mu + gains.sum(-1), mu + sizes.sum(-1)
+            return (mu.squeeze(-1) + gains.sum(-1)), (mu.squeeze(-1) + sizes.sum(-1))
+        mu = _quadratic_multiplier(q, reach)
+        peak = torch.where(q > 0, q * q / (4 * mu), 0.0)
+        if reach is None:
+            total = mu.squeeze(-1) + peak.sum(-1)
+            return total, total
+        limited = q > 2 * mu * reach
+        edge = torch.where(limited, reach, 0.0)
+        gains = torch.where(limited, (q - mu * edge) * edge, peak)
+        total = mu.squeeze(-1) + gains.sum(-1)
+        # The terms of a limited feature are q t and mu t^2: they are not smaller than their difference by more than twice the latter.
+        return total, total + 2 * mu.squeeze(-1) * edge.square().sum(-1)
 
-    def _reach(self, A: Tensor) -> Tensor:
-        """How far each feature may move, in units of eps, against the sign of A; rounded upward, infinite without a domain."""
+    def _reach(self, A: Tensor, features: Tensor | None) -> Tensor | None:
+        """How far each feature may move, in units of eps, against the sign of A; rounded upward, None without a domain."""
         if self.domain is None:
-            return torch.full_like(A, math.inf)
-        low, high = (torch.as_tensor(side).flatten(1) for side in self.domain)
-        center, eps = self.center.flatten(1), self._eps.flatten(1)
-        moving = eps > 0
-        safe = torch.where(moving, eps, 1.0)
-        down = torch.where(moving, rounding.above(rounding.above(center - low) / safe), 0.0)
-        up = torch.where(moving, rounding.above(rounding.above(high - center) / safe), 0.0)
-        return torch.where(A > 0, down.unsqueeze(1), up.unsqueeze(1))
+            return None
+        down, up = self._reaches
+        return torch.where(A > 0, _pick(down, features), _pick(up, features))
+
+    @functools.cached_property
+    def _reaches(self) -> tuple[Tensor, Tensor]:
+        """How far each feature may move down and up, in units of eps; (B, *shape) each."""
+        low, high = (torch.as_tensor(side) for side in self.domain)  # type: ignore[union-attr]
+        moving = self._eps > 0
+        safe = torch.where(moving, self._eps, 1.0)
+        down = torch.where(moving, rounding.above(rounding.above(self.center - low) / safe), 0.0)
+        up = torch.where(moving, rounding.above(rounding.above(high - self.center) / safe), 0.0)
+        return torch.where(self.center == low, 0.0, down), torch.where(self.center == high, 0.0, up)
 
     def project(self, x: Tensor) -> Tensor:
         clamped = _clamp(x, self._inner)
@@ -350,6 +368,33 @@ class LpBall(Region):
         return LpBall(self.center.to(device), self._eps.to(device), self.p, domain)  # type: ignore[arg-type]
 
 
+def _compress(A: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The non-zero entries of every row and their positions, where rows are sparse. A: (B, R, n) -> (B, R, k) and positions or None.
+
+    Shorter rows are filled up with zeros at position 0.
+    """
+    present = A != 0
+    counts = present.sum(-1)
+    most = int(counts.max()) if counts.numel() else 0
+    if 4 * most > A.shape[-1]:
+        return A, None
+    image, row, feature = present.nonzero(as_tuple=True)
+    slot = (present.cumsum(-1, dtype=torch.int32)[image, row, feature] - 1).long()
+    positions = torch.zeros(*A.shape[:2], max(1, most), dtype=torch.long, device=A.device)
+    positions[image, row, slot] = feature
+    entries = torch.zeros_like(positions, dtype=A.dtype)
+    entries[image, row, slot] = A[image, row, feature]
+    return entries, positions
+
+
+def _pick(values: Tensor, features: Tensor | None) -> Tensor:
+    """values (B, *shape) of the features (B, R, k), or of all as (B, 1, n)."""
+    flat = values.flatten(1)
+    if features is None:
+        return flat.unsqueeze(1)
+    return flat.gather(1, features.flatten(1)).view(features.shape)
+
+
 def _knapsack_multiplier(q: Tensor, reach: Tensor) -> Tensor:
     """The price of the budget in max <q, t>, sum t <= 1, 0 <= t <= reach: the gain of the feature at which the budget runs out."""
     ordered, order = q.sort(dim=-1, descending=True)
@@ -362,27 +407,30 @@ def _knapsack_multiplier(q: Tensor, reach: Tensor) -> Tensor:
     return torch.maximum(mu, unlimited)
 
 
-def _quadratic_multiplier(q: Tensor, reach: Tensor) -> Tensor:
-    """The multiplier mu of max <q, t>, sum t^2 <= 1, 0 <= t <= reach, where t = min(q / (2 mu), reach).
+def _quadratic_multiplier(q: Tensor, reach: Tensor | None) -> Tensor:
+    """The multiplier mu of max <q, t>, sum t^2 <= 1, 0 <= t <= reach, where t = min(q / (2 mu), reach). (..., n) -> (..., 1).
 
-    Features reach their limit in the order of q / reach; with the first k of them at their limits 4 mu^2 = sum of the other q^2 over
-    (1 - sum of the limits^2), and k is the first at which one more would overspend.
+    Without limits 4 mu^2 = sum q^2. Features beyond their limits are put there and the rest shares what is left of the budget; then mu only
+    falls, and is exact once no more features pass their limits. It is found in float32, up to a few rounds: any positive number is valid.
+    Reference: K. Kiwiel, "Variable fixing algorithms for the continuous quadratic knapsack problem", 2008.
     """
-    ratio = torch.where(reach > 0, q / reach, math.inf)
-    ratio, order = ratio.sort(dim=-1, descending=True)
-    limits = reach.gather(-1, order).square()
-    squares = q.gather(-1, order).square()
-    limits_before = torch.cat([torch.zeros_like(limits[..., :1]), limits.cumsum(-1)[..., :-1]], dim=-1)
-    squares_from = squares.flip(-1).cumsum(-1).flip(-1)
-    spent = limits_before + torch.where(ratio > 0, squares_from / ratio.square(), math.inf)
-    over = spent >= 1
-    first = over.to(torch.uint8).argmax(-1, keepdim=True)
-    room = (1 - limits_before.gather(-1, first)).clamp_min(1e-300)
-    mu = (squares_from.gather(-1, first) / room).sqrt() / 2
-    everything = limits.sum(-1, keepdim=True) <= 1
-    mu = torch.where(everything, 0.0, mu)
-    # Unlimited features need a positive multiplier: any is valid.
-    return torch.where(torch.isinf(reach).any(-1, keepdim=True), mu.clamp_min(1e-300), mu)
+    scale = q.amax(-1, keepdim=True).clamp_min(_TINY)
+    ratio = (q / scale).to(torch.float32)
+    squares = ratio.square()
+    rest = squares.sum(-1, keepdim=True)
+    mu = rest.sqrt() / 2
+    if reach is not None:
+        limit = reach.to(torch.float32).clamp_max(_FAR)
+        limits = limit.square()
+        for _ in range(_ROUNDS):
+            free = (ratio <= 2 * mu * limit).to(torch.float32)
+            left = (free * squares).sum(-1, keepdim=True)
+            room = 1 - ((1 - free) * limits).sum(-1, keepdim=True)
+            better = (left / room.clamp_min(1e-6)).sqrt() / 2
+            if bool((better >= mu * (1 - 1e-6)).all()):
+                break
+            mu = torch.minimum(mu, better)
+    return mu.to(_EXACT).clamp_min(_TINY) * scale
 
 
 def _project_l1(steps: Tensor) -> Tensor:

@@ -58,7 +58,8 @@ class Planes:
 class Trace:
     """Intervals, centres and charges of the nodes visited so far. Node k must be visited after its inputs.
 
-    network, region: already in the working type. deadline: a value of time.monotonic(). semantics: "float32-any-order" adds to every node the error any float32 execution may make.
+    network, region: already in the working type. deadline: a value of time.monotonic(). semantics: "float32-any-order" adds to every node
+    the error any float32 execution may make. The dictionaries hold what is known of visited nodes, by index.
     """
 
     def __init__(self, network: Network, region: Region, semantics: Semantics = "real", deadline: float | None = None) -> None:
@@ -67,12 +68,11 @@ class Trace:
         self.network, self.region, self.semantics, self.deadline = network, region, semantics, deadline
         self.wide = network.to(_EXACT)
         self.dtype = network.dtype
-        size = len(network.nodes)
-        self.intervals: list[Interval | None] = [None] * size
-        self.center: list[Tensor | None] = [None] * size
-        self.reach: list[Tensor | None] = [None] * size
-        self.charge: list[Tensor | None] = [None] * size
-        self.planes: list[Planes | None] = [None] * size
+        self.intervals: dict[int, Interval] = {}
+        self.center: dict[int, Tensor] = {}
+        self.reach: dict[int, Tensor] = {}
+        self.charge: dict[int, Tensor] = {}
+        self.planes: dict[int, Planes] = {}
         self.underflow = region.origin.new_zeros(region.batch)
 
     def check_time(self) -> None:
@@ -83,7 +83,7 @@ class Trace:
     @property
     def parallel(self) -> bool:
         """Whether all planes so far are parallel: then a row and its negative share their coefficients all the way."""
-        return all(planes is None or planes.parallel for planes in self.planes)
+        return all(planes.parallel for planes in self.planes.values())
 
     @property
     def batch(self) -> int:
@@ -92,7 +92,7 @@ class Trace:
 
     def interval(self, index: int) -> Interval:
         """The interval of a visited node, in the working type."""
-        found = self.intervals[index]
+        found = self.intervals.get(index)
         if found is None:
             raise UnsupportedOpError(f"node {self.network.nodes[index].name!r} was used before it was bounded")
         return found
@@ -131,7 +131,7 @@ class Trace:
     def narrow(self, index: int, interval: Interval) -> None:
         """Replace the interval of a visited affine or input node by another enclosure. Raises NumericsError as `visit` does."""
         self.record(index, interval)
-        self._measure(index, self.charge[index])  # type: ignore[arg-type]
+        self._measure(index, self.charge[index])
 
     def anchor(self, index: int, interval: Interval) -> None:
         """Record node `index` as a place where a walk may stop: its centre is the interval's midpoint and nothing below is charged.
@@ -154,21 +154,21 @@ class Trace:
     def _measure(self, index: int, charge: Tensor) -> None:
         """Set reach (an upper bound on |x - centre|) and charge of a node whose centre is set."""
         interval, center = self.interval(index), self.center[index]
-        reach = torch.maximum(interval.upper.to(_EXACT) - center, center - interval.lower.to(_EXACT))  # type: ignore[operator]
+        reach = torch.maximum(interval.upper.to(_EXACT) - center, center - interval.lower.to(_EXACT))
         # One relative allowance pays for the difference and the conversion; what underflows is paid for below.
         self.reach[index] = (reach * (1 + 4 * rounding.unit_roundoff(self.dtype))).to(self.dtype).clamp_min(0)
         self.charge[index] = charge
         # Coefficients that underflow cost at most one smallest normal number each, times the reach; no sum here has 2^20 terms.
         tiny = rounding.underflow(2**20, self.dtype) * math.prod(interval.shape[1:])
-        self.underflow = self.underflow + tiny * (1 + self.reach[index].flatten(1).amax(1).to(_EXACT))  # type: ignore[union-attr]
+        self.underflow = self.underflow + tiny * (1 + self.reach[index].flatten(1).amax(1).to(_EXACT))
 
     def _arriving(self, source: int) -> Tensor:
         """What a user of node `source` pays for what lies between it and the next activations below."""
         users = len(self.network.successors[source])
-        passed = self.charge[source] if isinstance(self.network.nodes[source].op, Affine) else torch.zeros_like(self.reach[source])  # type: ignore[arg-type]
+        passed = self.charge[source] if isinstance(self.network.nodes[source].op, Affine) else torch.zeros_like(self.reach[source])
         if users > 1:
-            passed = passed + rounding.gamma(users, self.dtype) * self.reach[source]  # type: ignore[operator]
-        return passed  # type: ignore[return-value]
+            passed = passed + rounding.gamma(users, self.dtype) * self.reach[source]
+        return passed
 
     def _visit_move(self, index: int, op: MovesData) -> None:
         """No arithmetic in either direction: everything known about the inputs moves along."""
@@ -185,7 +185,7 @@ class Trace:
         fan_in, fan_out = op.fan_in(*shapes), op.fan_out(*shapes)
         adjoint_error = rounding.gamma(fan_out + _COEFFICIENT_ROUNDINGS, self.dtype) if fan_out else 0.0
         residual = rounding.gamma(fan_in + 2, _EXACT) if fan_in else 0.0
-        inputs = [self._arriving(s) + adjoint_error * self.reach[s] + residual * self.center[s].abs().to(self.dtype) for s in sources]  # type: ignore[operator,union-attr]
+        inputs = [self._arriving(s) + adjoint_error * self.reach[s] + residual * self.center[s].abs().to(self.dtype) for s in sources]
         charge = op.linear(*inputs, absolute=True)
         bias = op.bias()
         if bias is not None:
@@ -214,7 +214,7 @@ class Trace:
         gap = torch.where(exact, 0.0, rounding.above(high + planes.upper_intercept.to(_EXACT) - center, slack)).clamp_min(0)
         steepness = torch.maximum(lower_slope.abs(), upper_slope.abs())
         rough = torch.where(straight, 0.0, 2 * rounding.gamma(5, self.dtype) * (lower_slope.abs() + upper_slope.abs()))
-        charge = op.gather(steepness * self._arriving(source) + rough * self.reach[source]) * rounding.SAFETY  # type: ignore[operator]
+        charge = op.gather(steepness * self._arriving(source) + rough * self.reach[source]) * rounding.SAFETY
         charge = charge + torch.where(exact, 0.0, slack).to(self.dtype) * rounding.SAFETY
         if self.semantics == "float32-any-order":
             charge = charge + self._execution_error(index)

@@ -95,7 +95,7 @@ class Conv(Affine):
             size = tuple((n - 1) * s + k for n, s, k in zip(patch.size, self.strides, kernel, strict=True))
             A = self._scatter(A, self.weight, size, (0, 0))
         else:
-            A = F.conv_transpose2d(A, self.weight, None, self.strides, 0, 0, self.groups)  # type: ignore[arg-type]
+            A = F.conv_transpose2d(A, self.weight, None, self.strides, 0, 0, self.groups)
         scale = patch.scale[0] * self.strides[0], patch.scale[1] * self.strides[1]
         offset = [o * s - begin for o, s, (begin, _) in zip(patch.offset, self.strides, self.pads, strict=True)]
         return (replace(patch, A=A.contiguous(memory_format=torch.channels_last), scale=scale, offset=(offset[0], offset[1])),)
