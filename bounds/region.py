@@ -145,7 +145,7 @@ class Box(Region):
         return Interval(self.lower, self.upper)
 
     @functools.cached_property
-    def origin(self) -> Tensor:  # type: ignore[override]
+    def origin(self) -> Tensor:
         return (self.lower.to(_EXACT) + self.upper.to(_EXACT)) / 2
 
     @functools.cached_property
