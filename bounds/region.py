@@ -17,14 +17,9 @@ from torch import Tensor
 from bounds import rounding
 from bounds.errors import RegionError
 from bounds.interval import Interval
+from bounds.lagrange import largest_gain
 
 _EXACT = torch.float64
-_TINY = 1e-150
-"""Smallest multiplier: its products with itself do not underflow."""
-_FAR = 1e6
-"""Limits beyond this many radii bind nobody: the search for a multiplier need not tell them apart."""
-_ROUNDS = 20
-"""Most rounds of that search."""
 
 
 class Region(ABC):
@@ -259,37 +254,10 @@ class LpBall(Region):
             down, up = -shifted.lower.flatten(1), shifted.upper.flatten(1)
             return rounding.dot_above(wide.clamp(min=0), down) + rounding.dot_above(-wide.clamp(max=0), up)
         coefficients, features = _compress(A.flatten(2))
-        drop, size = self._largest_decrease(coefficients.to(_EXACT), features)
+        gains = coefficients.to(_EXACT).abs() * _pick(self._eps, features)
+        drop, size = largest_gain(gains, self._reach(coefficients, features), self.p)
         terms = math.prod(self.shape) + 12
         return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT))
-
-    def _largest_decrease(self, A: Tensor, features: Tensor | None) -> tuple[Tensor, Tensor]:
-        """max over t of <q, t> with q = |A| eps, sum t^p <= 1 and 0 <= t <= reach, from above by Lagrange duality.
-
-        For every multiplier mu >= 0 the dual mu + sum_i max_{0 <= t <= reach_i} (q_i t - mu t^p) is an upper bound, so the multiplier may be
-        found in any arithmetic. features: the feature of every entry of A (B, R, k), or None where k counts them all. Returns the bound and
-        the sum of the absolute values of its terms, for the error allowance.
-        """
-        q = A.abs() * _pick(self._eps, features)
-        reach = self._reach(A, features)
-        if self.p == 1.0:
-            mu = q.amax(-1, keepdim=True) if reach is None else _knapsack_multiplier(q, reach)
-            if reach is None:
-                return mu.squeeze(-1), mu.squeeze(-1)
-            gains = torch.where(q > mu, (q - mu) * reach, 0.0)
-            sizes = torch.where(q > mu, (q + mu) * reach, 0.0)
-            return (mu.squeeze(-1) + gains.sum(-1)), (mu.squeeze(-1) + sizes.sum(-1))
-        mu = _quadratic_multiplier(q, reach)
-        peak = torch.where(q > 0, q * q / (4 * mu), 0.0)
-        if reach is None:
-            total = mu.squeeze(-1) + peak.sum(-1)
-            return total, total
-        limited = q > 2 * mu * reach
-        edge = torch.where(limited, reach, 0.0)
-        gains = torch.where(limited, (q - mu * edge) * edge, peak)
-        total = mu.squeeze(-1) + gains.sum(-1)
-        # The terms of a limited feature are q t and mu t^2: they are not smaller than their difference by more than twice the latter.
-        return total, total + 2 * mu.squeeze(-1) * edge.square().sum(-1)
 
     def _reach(self, A: Tensor, features: Tensor | None) -> Tensor | None:
         """How far each feature may move, in units of eps, against the sign of A; rounded upward, None without a domain."""
@@ -393,44 +361,6 @@ def _pick(values: Tensor, features: Tensor | None) -> Tensor:
     if features is None:
         return flat.unsqueeze(1)
     return flat.gather(1, features.flatten(1)).view(features.shape)
-
-
-def _knapsack_multiplier(q: Tensor, reach: Tensor) -> Tensor:
-    """The price of the budget in max <q, t>, sum t <= 1, 0 <= t <= reach: the gain of the feature at which the budget runs out."""
-    ordered, order = q.sort(dim=-1, descending=True)
-    spent = reach.gather(-1, order).cumsum(-1)
-    exhausted = spent >= 1
-    first = exhausted.to(torch.uint8).argmax(-1, keepdim=True)
-    mu = ordered.gather(-1, first)
-    mu = torch.where(exhausted.any(-1, keepdim=True), mu, 0.0)
-    unlimited = torch.where(torch.isinf(reach), q, 0.0).amax(-1, keepdim=True)
-    return torch.maximum(mu, unlimited)
-
-
-def _quadratic_multiplier(q: Tensor, reach: Tensor | None) -> Tensor:
-    """The multiplier mu of max <q, t>, sum t^2 <= 1, 0 <= t <= reach, where t = min(q / (2 mu), reach). (..., n) -> (..., 1).
-
-    Without limits 4 mu^2 = sum q^2. Features beyond their limits are put there and the rest shares what is left of the budget; then mu only
-    falls, and is exact once no more features pass their limits. It is found in float32, up to a few rounds: any positive number is valid.
-    Reference: K. Kiwiel, "Variable fixing algorithms for the continuous quadratic knapsack problem", 2008.
-    """
-    scale = q.amax(-1, keepdim=True).clamp_min(_TINY)
-    ratio = (q / scale).to(torch.float32)
-    squares = ratio.square()
-    rest = squares.sum(-1, keepdim=True)
-    mu = rest.sqrt() / 2
-    if reach is not None:
-        limit = reach.to(torch.float32).clamp_max(_FAR)
-        limits = limit.square()
-        for _ in range(_ROUNDS):
-            free = (ratio <= 2 * mu * limit).to(torch.float32)
-            left = (free * squares).sum(-1, keepdim=True)
-            room = 1 - ((1 - free) * limits).sum(-1, keepdim=True)
-            better = (left / room.clamp_min(1e-6)).sqrt() / 2
-            if bool((better >= mu * (1 - 1e-6)).all()):
-                break
-            mu = torch.minimum(mu, better)
-    return mu.to(_EXACT).clamp_min(_TINY) * scale
 
 
 def _project_l1(steps: Tensor) -> Tensor:
