@@ -101,24 +101,22 @@ class LocalWalk:
         negative = patch.A.clamp(max=0)
         paid = _payment(patch, charge)
         slack = 1 + rounding.gamma(patch.size[0] * patch.size[1] + 2, patch.A.dtype)
-        self.lower = self.lower - paid + slack * _sum(negative * gap)
+        self.lower = self.lower - paid + slack * Patch.sums(negative * gap)
         self.upper = self.upper - paid
         if self.rows.sign is None:
-            self.upper = self.upper - slack * _sum((patch.A - negative) * gap)
+            self.upper = self.upper - slack * Patch.sums((patch.A - negative) * gap)
         A = patch.A * slope
         return replace(patch, A=A if planes.parallel else A.addcmul_(negative, parts[3]))
 
     def decrease(self) -> tuple[Tensor, Tensor] | None:
-        """If only a box input is left: how far the rows, and their negatives, can fall below their value at the origin; (T,) each."""
-        region = self.view.region()
-        patch, shape = self.pending.get(0), as_map(self.network.input_shape)
-        if patch is None or len(self.pending) != 1 or shape is None or not isinstance(region, Box):
+        """If only the input is left: how far the rows, and their negatives, can fall below their value at the origin; (T,) each."""
+        patch = self.pending.get(0)
+        if patch is None or len(self.pending) != 1:
             return None
-        radius = patch.windows(region.radius(patch.A.dtype).reshape(-1, *shape))
-        terms = patch.size[0] * patch.size[1] + 2
-        total = _sum(patch.A.abs() * radius)
-        fall = rounding.above(total, rounding.gamma(terms, patch.A.dtype) * total + rounding.underflow(patch.A[0].numel(), patch.A.dtype))
-        return fall, fall
+        region = self.view.region()
+        fall = region.decrease_patch(patch)
+        both = self.rows.sign is None and not isinstance(region, Box)
+        return fall, region.decrease_patch(replace(patch, A=-patch.A)) if both else fall
 
     def dense(self) -> dict[int, Tensor]:
         """The pending coefficients as whole tensors (images, rows, *shape)."""
@@ -138,9 +136,4 @@ def is_local(network: Network, index: int) -> bool:
 
 def _payment(patch: Patch, charge: Tensor) -> Tensor:
     """<|A|, charge> of every row, inflated."""
-    return _sum(patch.A.abs() * charge) * rounding.SAFETY
-
-
-def _sum(values: Tensor) -> Tensor:
-    """Sums over a window's positions in the working type, then over channels in float64: (T, channels, height, width) -> (T,)."""
-    return values.permute(0, 2, 3, 1).flatten(1, 2).sum(1).to(_EXACT).sum(1)
+    return Patch.sums(patch.A.abs() * charge) * rounding.SAFETY

@@ -24,6 +24,11 @@ def as_map(shape: Shape) -> tuple[int, int, int] | None:
     return shape[-3], shape[-2], shape[-1]
 
 
+def as_maps(values: Tensor) -> Tensor:
+    """Values (B, ..., channels, height, width) with ones between as (B, channels, height, width)."""
+    return values.reshape(values.shape[0], *values.shape[-3:])
+
+
 @dataclass(frozen=True, eq=False)
 class Patch:
     """Windows A (T, channels, height, width), channels last in memory, of rows that belong to `image` (T,) and started at position y, x (T,) each."""
@@ -63,6 +68,11 @@ class Patch:
         before, after = max(0, -low_x), max(0, high_x + wide - width)
         lines = (top + above).unsqueeze(1) + torch.arange(tall, device=top.device)
         return (above, below, before, after), lines * (before + width + after) + (left + before).unsqueeze(1)
+
+    @staticmethod
+    def sums(values: Tensor) -> Tensor:
+        """Sums over a window's positions in the working type, then over channels in float64: (T, channels, height, width) -> (T,)."""
+        return values.permute(0, 2, 3, 1).flatten(1, 2).sum(1).to(torch.float64).sum(1)
 
     def inside(self, height: int, width: int) -> Patch:
         """The same patch with entries beyond the edges of a (height, width) map set to zero."""

@@ -18,6 +18,7 @@ from bounds import rounding
 from bounds.errors import RegionError
 from bounds.interval import Interval
 from bounds.lagrange import largest_gain
+from bounds.patch import Patch, as_maps
 
 _EXACT = torch.float64
 
@@ -50,6 +51,10 @@ class Region(ABC):
 
         Property: sound, and exact up to rounding for every region, domain included. Numerics: rounded upward.
         """
+
+    @abstractmethod
+    def decrease_patch(self, patch: Patch) -> Tensor:
+        """`decrease` of rows whose coefficients live in windows of the input, which is a map: (T,)."""
 
     def minimise(self, A: Tensor) -> Tensor:
         """min over x in the region of <A_r, x> for every row r. A: (B, R, *shape) -> (B, R), float64.
@@ -157,6 +162,12 @@ class Box(Region):
     def decrease(self, A: Tensor) -> Tensor:
         return rounding.dot_above(A.flatten(2).abs(), self.radius(A.dtype).flatten(1))
 
+    def decrease_patch(self, patch: Patch) -> Tensor:
+        dtype = patch.A.dtype
+        total = patch.sums(patch.A.abs() * patch.windows(as_maps(self.radius(dtype))))
+        terms = patch.size[0] * patch.size[1] + 2
+        return rounding.above(total, rounding.gamma(terms, dtype) * total + rounding.underflow(patch.A[0].numel(), dtype))
+
     def project(self, x: Tensor) -> Tensor:
         return _clamp(x, Interval(self.lower, self.upper))
 
@@ -258,6 +269,23 @@ class LpBall(Region):
         drop, size = largest_gain(gains, self._reach(coefficients, features), self.p)
         terms = math.prod(self.shape) + 12
         return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT))
+
+    def decrease_patch(self, patch: Patch) -> Tensor:
+        if self.p == math.inf:
+            box = self.box()
+            return Box(box.lower, box.upper).decrease_patch(patch)
+        wide = patch.A.to(_EXACT).flatten(1).unsqueeze(1)
+
+        def windows(values: Tensor) -> Tensor:
+            return patch.windows(as_maps(values)).flatten(1).unsqueeze(1)
+
+        reach = None
+        if self.domain is not None:
+            down, up = self._reaches
+            reach = torch.where(wide > 0, windows(down), windows(up))
+        drop, size = largest_gain(wide.abs() * windows(self._eps), reach, self.p)
+        terms = math.prod(self.shape) + 12
+        return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT)).squeeze(1)
 
     def _reach(self, A: Tensor, features: Tensor | None) -> Tensor | None:
         """How far each feature may move, in units of eps, against the sign of A; rounded upward, None without a domain."""
