@@ -91,6 +91,8 @@ def _multiply_left(weight: Tensor, x: Tensor) -> Tensor:
 class Scale(Affine):
     """y = s x element-wise. factor: broadcast against x, rank at most that of x; the result may be larger than x."""
 
+    elementwise = True
+
     factor: Tensor
 
     def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
@@ -110,6 +112,8 @@ class Scale(Affine):
 class Divide(Affine):
     """y = x / d element-wise, one rounding, the quotient never replaced by a product. divisor: broadcast like `Scale.factor`, not 0."""
 
+    elementwise = True
+
     divisor: Tensor
 
     def linear(self, *xs: Tensor, absolute: bool = False) -> Tensor:
@@ -128,6 +132,8 @@ class Divide(Affine):
 @dataclass(frozen=True, eq=False)
 class Shift(Affine):
     """y = x + f t element-wise. offset t: broadcast against x, rank at most that of x; factor f: a scalar tensor, or None for 1."""
+
+    elementwise = True
 
     offset: Tensor
     factor: Tensor | None = None
@@ -183,6 +189,8 @@ class BatchNormalization(Affine):
 
     The four parameters stay as stored: s and the bias beta - s mean are computed in the working type, with 4 and 2 roundings.
     """
+
+    elementwise = True
 
     gamma: Tensor
     beta: Tensor
