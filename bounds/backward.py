@@ -30,7 +30,7 @@ _EXACT = torch.float64
 _CACHED = 2**21
 """Elements of one coefficient tensor on a CPU: larger chunks leave the caches and cost up to half as much again."""
 _FEW = 48
-"""Up to so many rows both sides are walked at once: a second walk would cost more than the rows it may save."""
+"""Up to so many rows of a region both sides are walked at once: a second walk would cost more than the rows it may save."""
 Unstable = Callable[[Interval], Tensor]
 
 
@@ -195,13 +195,14 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: 
     rows = wanted.flatten(1)
     if unstable is None and trace.parallel:
         _bound_both(trace, index, rows, memory, best)
-    elif unstable is None or int(rows.sum()) <= _FEW:
+    elif unstable is None:
         _bound_sides(trace, index, (rows, rows), memory, best)
     else:
         rising = (trace.center[index] > 0).flatten(1)
-        _bound_sides(trace, index, (rows & rising, rows & ~rising), memory, best)
+        few = rows.sum(1, keepdim=True) <= _FEW  # decided for each region, so that its bounds do not depend on its batch
+        _bound_sides(trace, index, (rows & (rising | few), rows & (~rising | few)), memory, best)
         shaped = Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape)).intersect(interval)
-        rows = rows & unstable(shaped).flatten(1)
+        rows = rows & ~few & unstable(shaped).flatten(1)
         _bound_sides(trace, index, (rows & ~rising, rows & rising), memory, best)
     return Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape))
 

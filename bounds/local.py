@@ -136,4 +136,4 @@ def is_local(network: Network, index: int) -> bool:
 
 def _payment(patch: Patch, charge: Tensor) -> Tensor:
     """<|A|, charge> of every row, inflated."""
-    return Patch.sums(patch.A.abs() * charge) * rounding.SAFETY
+    return torch.mul(patch.A, charge).abs_().sum((1, 2, 3)).to(_EXACT) * rounding.SAFETY

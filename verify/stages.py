@@ -21,6 +21,7 @@ from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
 from bounds.errors import MemoryLimitError, NumericsError, ProofError, SolverError, TimeLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.network import Network
+from bounds.ops.base import Activation
 from verify.attack import Attack, falsify, starts_from_bounds
 from verify.spec import Margins, Specification, margins
 from verify.verdict import Proof, Semantics, Unknown, Verdict, Verified, confirm
@@ -44,6 +45,13 @@ class Options:
     def remaining(self) -> float | None:
         """Seconds until the deadline (not below 0), or None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def budget(self, seconds: float | None) -> float | None:
+        """Seconds for one stage: what it asks for, but at most half of what is left, so that later stages get their turn."""
+        left = self.remaining()
+        if seconds is None or left is None:
+            return left if seconds is None else seconds
+        return min(seconds, left / 2)
 
     @property
     def late(self) -> bool:
@@ -90,6 +98,13 @@ class Query:
         """The best proven lower bound of the worst margin, or None."""
         worst = float(self.goal.worst(self.lower))
         return worst if worst > -torch.inf else None
+
+    @property
+    def unstable(self) -> int:
+        """How many neurons the intervals leave unstable."""
+        nodes, successors = self.network.nodes, self.network.successors
+        users = [(k, nodes[user].op) for k in self.intervals for user in successors[k]]
+        return sum(int(op.unstable(self.intervals[k]).sum()) for k, op in users if isinstance(op, Activation))
 
     def noting(self, reason: str) -> Query:
         """The same query with one more reason."""
@@ -155,10 +170,8 @@ class Falsify:
     kind: str = "attack"
 
     def __call__(self, query: Query) -> Verdict | Query:
-        deadline = query.options.deadline
-        if self.seconds is not None:
-            own = time.monotonic() + self.seconds
-            deadline = own if deadline is None else min(deadline, own)
+        budget = query.options.budget(self.seconds)
+        deadline = None if budget is None else time.monotonic() + budget
         found, best = falsify(query.network, query.specification, self.attack, starts=query.starts, deadline=deadline, rounded=True)
         return query.meeting(best.x[0]) if found is None else found
 
@@ -243,8 +256,7 @@ class Tighten:
             best = informed(replace(best, intervals=dict(known)), engine(query.network, region, goal.C, dict(known)))
             return bool(best.closed.all())
 
-        left = [s for s in (options.remaining(), self.seconds) if s is not None]
-        limits = Limits(min(left) if left else None, options.memory_mb)
+        limits = Limits(options.budget(self.seconds), options.memory_mb)
         try:
             found = tighten(query.network, region, query.intervals, limits, Effort(refresh=engine), decided=decided)
         except (UnsupportedOpError, SolverError) as error:
@@ -263,10 +275,13 @@ class Tighten:
 class Exact:
     """Decide the open unsafe sets one by one by mixed-integer programming, the most promising first.
 
-    solver: its name, None for the default. A positive answer closes the set; a point is replayed on the original model.
+    solver: its name, None for the default. A positive answer closes the set; a point is replayed on the original model. seconds: for all sets
+    together; None for all that is left. most_unstable: with more unstable neurons the stage hands the query on untouched.
     """
 
     solver: str | None = None
+    seconds: float | None = None
+    most_unstable: float = math.inf
     name: str = "milp"
     kind: str = "milp"
 
@@ -278,6 +293,8 @@ class Exact:
             return query.noting("the exact stage proves real arithmetic only, not float32-any-order")
         if not query.intervals:
             return query.noting("the exact stage needs bounds of every node, and no engine finished")
+        if query.unstable > self.most_unstable:
+            return query
         try:
             solver = default_solver() if self.solver is None else get_solver(self.solver)
             second = get_solver(query.options.confirm) if query.options.confirm else None
@@ -287,24 +304,27 @@ class Exact:
             return query.noting(f"a proof by {solver.name} cannot be confirmed by {second.name} itself; name another solver")
         goal = query.goal
         bounds = goal.per_set(query.lower - goal.d.to(query.lower)).tolist()
+        budget = query.options.budget(self.seconds)
+        end = None if budget is None else time.monotonic() + budget
         for number in most_promising_first(bounds):
             if bool(query.closed[number]):
                 continue
-            if query.options.late:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
                 return query.noting("time limit")
-            outcome = self._one(query, number, solver, second)
+            outcome = self._one(query, number, solver, second, left)
             if not isinstance(outcome, Query):
                 return outcome
             query = outcome
         return query.verified(self.name, "; ".join(query.details)) if bool(query.closed.all()) else query
 
-    def _one(self, query: Query, number: int, solver: Solver, second: Solver | None) -> Verdict | Query:
+    def _one(self, query: Query, number: int, solver: Solver, second: Solver | None, seconds: float | None) -> Verdict | Query:
         """One unsafe set: closed, falsified, or left open with the reason."""
         from milp.program import Limits
         from milp.prove import prove
 
         specification, options = query.specification, query.options
-        limits = Limits(options.remaining(), options.memory_mb)
+        limits = Limits(seconds, options.memory_mb)
         try:
             found = prove(query.network, specification.region, specification.unsafe[number], query.intervals, solver, limits, second)
         except (UnsupportedOpError, SolverError) as error:
