@@ -29,7 +29,7 @@ from bounds.trace import Planes, Trace
 _EXACT = torch.float64
 _CACHED = 2**21
 """Elements of one coefficient tensor on a CPU: larger chunks leave the caches and cost up to half as much again."""
-_FEW = 48
+_FEW = 24
 """Up to so many rows of a region both sides are walked at once: a second walk would cost more than the rows it may save."""
 Unstable = Callable[[Interval], Tensor]
 

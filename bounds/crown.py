@@ -64,12 +64,12 @@ class LinearEngine:
                 interval = interval.intersect(known[index].to(self.dtype, device))
             trace.visit(index, interval, self.slopes)
             if index in net.preactivations:
-                self._tighten(trace, index, limit)
+                self._tighten(trace, index, limit, known=interval if index in known else None)
         linear, found = bound_objective(trace, C, limit)
         return Bounds(tuple(trace.interval(i) for i in range(len(net.nodes))), found, linear)
 
-    def _tighten(self, trace: Trace, index: int, limit: int) -> None:
-        """Replace the interval of a pre-activation by that of the backward walk, where it can matter."""
+    def _tighten(self, trace: Trace, index: int, limit: int, known: Interval | None) -> None:
+        """Replace the interval of a pre-activation by that of the backward walk, where it can matter; never beyond what is known."""
         net, interval = trace.network, trace.interval(index)
         ball = isinstance(trace.region, LpBall) and trace.region.p != math.inf
         first = net.affine_in_input[index]
@@ -77,7 +77,8 @@ class LinearEngine:
             return
         if not self.intersect:
             everything = torch.ones_like(interval.lower, dtype=torch.bool)
-            trace.narrow(index, bound_node(trace, index, everything, limit))
+            found = bound_node(trace, index, everything, limit)
+            trace.narrow(index, found if known is None else found.intersect(known))
             return
         unstable = functools.partial(_unstable, net, index)
         found = bound_node(trace, index, unstable(interval), limit, unstable)
