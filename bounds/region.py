@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,10 +18,12 @@ from torch import Tensor
 from bounds import rounding
 from bounds.errors import RegionError
 from bounds.interval import Interval
-from bounds.lagrange import largest_gain
+from bounds.lagrange import Limits, largest_gain
 from bounds.patch import Patch, as_maps
 
 _EXACT = torch.float64
+_CACHED = 2**15
+"""Coefficients worked on at once, so that float64 intermediates stay in the processor's caches."""
 
 
 class Region(ABC):
@@ -264,45 +267,43 @@ class LpBall(Region):
             wide = A.to(_EXACT).flatten(2)
             down, up = -shifted.lower.flatten(1), shifted.upper.flatten(1)
             return rounding.dot_above(wide.clamp(min=0), down) + rounding.dot_above(-wide.clamp(max=0), up)
-        coefficients, features = _compress(A.flatten(2))
-        gains = coefficients.to(_EXACT).abs() * _pick(self._eps, features)
-        drop, size = largest_gain(gains, self._reach(coefficients, features), self.p)
-        terms = math.prod(self.shape) + 12
-        return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT))
+        eps, limits = self._eps.flatten(1).unsqueeze(1), self._limits(lambda side: side.flatten(1).unsqueeze(1))
+        rows = max(1, _CACHED // (A.shape[0] * math.prod(self.shape))) if A.device.type == "cpu" else A.shape[1]
+        parts = [self._gain(part.to(_EXACT) * eps, limits) for part in A.flatten(2).split(rows, dim=1)]
+        return torch.cat(parts, dim=1)
 
     def decrease_patch(self, patch: Patch) -> Tensor:
         if self.p == math.inf:
             box = self.box()
             return Box(box.lower, box.upper).decrease_patch(patch)
-        wide = patch.A.to(_EXACT).flatten(1).unsqueeze(1)
 
         def windows(values: Tensor) -> Tensor:
-            return patch.windows(as_maps(values)).flatten(1).unsqueeze(1)
+            return patch.windows(as_maps(values)).flatten(1)
 
-        reach = None
-        if self.domain is not None:
-            down, up = self._reaches
-            reach = torch.where(wide > 0, windows(down), windows(up))
-        drop, size = largest_gain(wide.abs() * windows(self._eps), reach, self.p)
+        return self._gain(patch.A.to(_EXACT).flatten(1) * windows(self._eps), self._limits(windows))
+
+    def _gain(self, a: Tensor, limits: Limits | None) -> Tensor:
+        """`largest_gain` rounded upward; a also has the rounding of the products with eps."""
+        drop, size = largest_gain(a, limits, self.p)
         terms = math.prod(self.shape) + 12
-        return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT)).squeeze(1)
+        return rounding.above(drop, 2 * rounding.gamma(terms, _EXACT) * size + rounding.underflow(terms, _EXACT))
 
-    def _reach(self, A: Tensor, features: Tensor | None) -> Tensor | None:
-        """How far each feature may move, in units of eps, against the sign of A; rounded upward, None without a domain."""
+    def _limits(self, arrange: Callable[[Tensor], Tensor]) -> Limits | None:
+        """How far each feature may move down and up, arranged like the coefficients; None without a domain."""
         if self.domain is None:
             return None
         down, up = self._reaches
-        return torch.where(A > 0, _pick(down, features), _pick(up, features))
+        return arrange(down), arrange(up)
 
     @functools.cached_property
     def _reaches(self) -> tuple[Tensor, Tensor]:
-        """How far each feature may move down and up, in units of eps; (B, *shape) each."""
+        """How far each feature may move down and up, in units of eps, rounded upward; (B, *shape) each, at most 2 (the ball allows 1)."""
         low, high = (torch.as_tensor(side) for side in self.domain)  # type: ignore[union-attr]
         moving = self._eps > 0
         safe = torch.where(moving, self._eps, 1.0)
-        down = torch.where(moving, rounding.above(rounding.above(self.center - low) / safe), 0.0)
-        up = torch.where(moving, rounding.above(rounding.above(high - self.center) / safe), 0.0)
-        return torch.where(self.center == low, 0.0, down), torch.where(self.center == high, 0.0, up)
+        down = rounding.above(rounding.above(self.center - low) / safe).clamp(0.0, 2.0)
+        up = rounding.above(rounding.above(high - self.center) / safe).clamp(0.0, 2.0)
+        return torch.where(moving & (self.center > low), down, 0.0), torch.where(moving & (self.center < high), up, 0.0)
 
     def project(self, x: Tensor) -> Tensor:
         clamped = _clamp(x, self._inner)
@@ -362,33 +363,6 @@ class LpBall(Region):
             return Box(box.lower, box.upper).to(dtype, device)
         domain = None if self.domain is None else tuple(torch.as_tensor(side).to(device) for side in self.domain)
         return LpBall(self.center.to(device), self._eps.to(device), self.p, domain)  # type: ignore[arg-type]
-
-
-def _compress(A: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The non-zero entries of every row and their positions, where rows are sparse. A: (B, R, n) -> (B, R, k) and positions or None.
-
-    Shorter rows are filled up with zeros at position 0.
-    """
-    present = A != 0
-    counts = present.sum(-1)
-    most = int(counts.max()) if counts.numel() else 0
-    if 4 * most > A.shape[-1]:
-        return A, None
-    image, row, feature = present.nonzero(as_tuple=True)
-    slot = (present.cumsum(-1, dtype=torch.int32)[image, row, feature] - 1).long()
-    positions = torch.zeros(*A.shape[:2], max(1, most), dtype=torch.long, device=A.device)
-    positions[image, row, slot] = feature
-    entries = torch.zeros_like(positions, dtype=A.dtype)
-    entries[image, row, slot] = A[image, row, feature]
-    return entries, positions
-
-
-def _pick(values: Tensor, features: Tensor | None) -> Tensor:
-    """values (B, *shape) of the features (B, R, k), or of all as (B, 1, n)."""
-    flat = values.flatten(1)
-    if features is None:
-        return flat.unsqueeze(1)
-    return flat.gather(1, features.flatten(1)).view(features.shape)
 
 
 def _project_l1(steps: Tensor) -> Tensor:
