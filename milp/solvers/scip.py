@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import numpy as np
 import pyscipopt
 from pyscipopt.scip import PY_SCIP_PARAMSETTING, Expr, ExprCons, Term
 
+from bounds.errors import SolverError
 from milp.program import Answer, Limits, Program, Solution, Status, StopRule, Tolerances, conclude, read_cutoff
 
 TOLERANCES = Tolerances(feasibility=1e-6, integrality=1e-6, dual=1e-7)
@@ -36,7 +38,7 @@ class Scip:
         start = time.perf_counter()
         model, variables = _model(program)
         _configure(model, limits, stop, time.perf_counter() - start)
-        model.optimizeNogil()
+        _optimize(model)
         native = model.getStatus()
         if native == "userinterrupt":
             raise KeyboardInterrupt
@@ -94,6 +96,7 @@ def _configure(model: pyscipopt.Model, limits: Limits, stop: StopRule | None, sp
     model.setParam("numerics/dualfeastol", TOLERANCES.dual)
     model.setParam("randomization/randomseedshift", 0)
     model.setParam("lp/threads", 1)
+    model.setParam("misc/catchctrlc", False)
     model.setParam("timing/clocktype", 2)
     if limits.seconds is not None:
         model.setParam("limits/time", max(limits.seconds - spent, 0.0))
@@ -103,6 +106,28 @@ def _configure(model: pyscipopt.Model, limits: Limits, stop: StopRule | None, sp
         model.setParam("limits/primal", stop.threshold - stop.margin)
         model.setObjlimit(stop.threshold + stop.margin)
         model.setParam("limits/dual", float(np.nextafter(stop.threshold + stop.margin, np.inf)))
+
+
+def _optimize(model: pyscipopt.Model) -> None:
+    """Solve in a thread of its own, so that Ctrl-C reaches us: SCIP's own handler would write to standard output."""
+    failed: list[Exception] = []
+
+    def run() -> None:
+        try:
+            model.optimizeNogil()
+        except Exception as error:  # noqa: BLE001 - handed to the caller below
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        model.interruptSolve()
+        thread.join(timeout=5.0)
+        raise
+    if failed:
+        raise SolverError(f"SCIP failed: {failed[0]}; try another solver (highs, pulp:CBC)") from failed[0]
 
 
 def _finite(model: pyscipopt.Model, value: float) -> float | None:
