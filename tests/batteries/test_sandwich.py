@@ -1,0 +1,448 @@
+"""Every engine x small networks x every region: bound <= exact minimum <= best value met, and what else all engines promise.
+
+The table of engines is found, not written: every dataclass in `bounds` that is called like a `BoundEngine` takes part, with each of its
+switches on and off.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import itertools
+import math
+import pkgutil
+import time
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import bounds
+import bounds.trace
+from bounds.crown import Crown, CrownIbp, FastLin
+from bounds.engine import Bounds
+from bounds.errors import MemoryLimitError, NumericsError, ShapeError, TimeLimitError
+from bounds.ibp import Ibp
+from bounds.interval import Interval
+from bounds.linear import Halfspaces
+from bounds.network import Network
+from bounds.ops.affine import Linear
+from bounds.ops.piecewise import Relu
+from bounds.region import Box, LpBall, Region
+from milp.encode import encode
+from milp.program import Status
+from milp.solvers import get_solver
+from tests.bounds.networks import PIECEWISE, REGIONS, ZOO, chain, regions
+from verify.attack import Pgd
+from verify.spec import Margins
+
+SOLVER_TOLERANCE = 1e-5
+
+
+# ------------------------------------------------------------------------------------------------------------------------- engines
+
+
+def _is_engine(candidate: Any) -> bool:
+    if not (inspect.isclass(candidate) and is_dataclass(candidate) and "__call__" in dir(candidate)):
+        return False
+    wanted = {"self", "network", "region", "objective", "known"}
+    return wanted <= set(inspect.signature(candidate.__call__).parameters)
+
+
+def engine_classes() -> list[type]:
+    """All engines of the package, except those that others build on."""
+    found: dict[str, type] = {}
+    for module in pkgutil.iter_modules(bounds.__path__):
+        if not module.name.startswith("onnx"):
+            members = vars(importlib.import_module(f"bounds.{module.name}")).values()
+            found |= {c.__name__: c for c in members if _is_engine(c)}
+    return [c for c in found.values() if not c.__subclasses__()]
+
+
+def engines() -> list[Any]:
+    """Every engine with every setting of its switches in float32, and as it comes in float64."""
+    table = []
+    for engine in engine_classes():
+        switches = [f.name for f in fields(engine) if isinstance(f.default, bool)]
+        for values in itertools.product((True, False), repeat=len(switches)):
+            table.append(engine(**dict(zip(switches, values, strict=True))))
+        table.append(engine(dtype=torch.float64))
+    return table
+
+
+TABLE = engines()
+
+
+def label(engine: Any) -> str:
+    changed = [f"{f.name}={getattr(engine, f.name)}" for f in fields(engine) if isinstance(f.default, bool)]
+    return " ".join([type(engine).__name__, str(engine.dtype).removeprefix("torch."), *changed])
+
+
+each_engine = pytest.mark.parametrize("engine", TABLE, ids=label)
+
+
+def test_the_table_holds_every_engine() -> None:
+    assert {Ibp, Crown, FastLin, CrownIbp} <= set(engine_classes())
+    assert len(TABLE) >= 12
+
+
+# --------------------------------------------------------------------------------------------------------------------------- truth
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Points of each region with the values of every node there (float64), and the extreme values of C f.
+
+    met: the extremes over the points, (B, rows) each. exact: proven by MILP where the network is piecewise linear and the region a box.
+    """
+
+    network: Network
+    region: Region
+    points: Tensor
+    values: list[Tensor]
+    outputs: Tensor
+    met: Interval
+    exact: Interval | None
+
+
+def objective(network: Network) -> Tensor:
+    """Three rows; outputs beyond the second enter the last one."""
+    rows = torch.tensor([[1.0, 0.0], [1.0, -1.0], [-3.0, 2.0]])
+    return torch.cat([rows, torch.tensor([[0.0], [0.0], [4.0]]).expand(3, network.outputs - 2)], dim=1)
+
+
+def corners(region: Region) -> Tensor:
+    """The ends of the features' ranges one by one, and some corners of the box, projected: (B, count, *shape)."""
+    box = region.box()
+    low, high, middle = box.lower.double().flatten(1), box.upper.double().flatten(1), region.origin.flatten(1)
+    count = low.shape[1]
+    eye = torch.eye(count, dtype=torch.bool)
+    single = [torch.where(eye, side.unsqueeze(1), middle.unsqueeze(1)) for side in (low, high)]
+    chosen = torch.rand(region.batch, 64, count, generator=torch.Generator().manual_seed(5)) < 0.5
+    several = torch.where(chosen, low.unsqueeze(1), high.unsqueeze(1))
+    return region.project(torch.cat([*single, several], dim=1).unflatten(2, region.shape))
+
+
+def attacked(network: Network, region: Region, steps: int = 8) -> Tensor:
+    """What PGD finds for every row of C and its negative: (B, 2 rows, *shape)."""
+    signed = torch.cat([objective(network), -objective(network)]).double()
+    which = torch.arange(region.batch).repeat_interleave(len(signed))
+    goals = Margins(signed.repeat(region.batch, 1).unsqueeze(1), torch.full((len(which), 1), -50.0, dtype=torch.float64), ((0, 1),))
+    found = Pgd(steps=steps, restarts=2)(network, region.select(which), goals)
+    return found.x.unflatten(0, (region.batch, len(signed)))
+
+
+def minimise(network: Network, region: Region, row: Tensor) -> tuple[float, Tensor]:
+    """min over the region of row f(x) and where it is attained, by MILP."""
+    wide = network.to(torch.float64)
+    unsafe = Halfspaces(row[None].double(), torch.zeros(1, dtype=torch.float64))
+    encoding = encode(wide, region, unsafe, Crown(dtype=torch.float64)(wide, region).intervals)
+    solution = get_solver("highs").solve(encoding.program)
+    assert solution.status == Status.OPTIMAL
+    return solution.objective, torch.from_numpy(encoding.point(solution.x))
+
+
+def exactly(network: Network, region: Region, met: Interval) -> tuple[Interval, Tensor]:
+    """`met` with the proven minima in the lower ends and the maximum of the second row in the upper ends; and the points they are at."""
+    C, low, high = objective(network), met.lower.clone(), met.upper.clone()
+    points = region.project(region.origin.unsqueeze(1)).double().repeat(1, len(C) + 1, *([1] * len(region.shape)))
+    for image in range(region.batch - 1):  # the last one is a point
+        one = region.select(torch.tensor([image]))
+        for row in range(len(C)):
+            low[image, row], points[image, row] = minimise(network, one, C[row])
+        value, points[image, -1] = minimise(network, one, -C[1])
+        high[image, 1] = -value
+    return Interval(low, high), points
+
+
+@functools.cache
+def truth(name: str, kind: str) -> Truth:
+    network, region = ZOO[name], regions(ZOO[name], kind)
+    inside = [region.sample(60, torch.Generator().manual_seed(3)).double(), corners(region).double()]
+    is_exact = name in PIECEWISE and kind == "box"
+    if is_exact or name not in PIECEWISE or "domain" in kind:
+        inside.append(attacked(network, region).double())
+    points = torch.cat([*inside, region.project(region.origin.unsqueeze(1)).double()], dim=1)
+    found = evaluated(network, region, points)
+    if not is_exact:
+        return found
+    exact, best = exactly(network, region, found.met)
+    return replace(evaluated(network, region, torch.cat([points, best], dim=1)), exact=exact)
+
+
+def evaluated(network: Network, region: Region, points: Tensor) -> Truth:
+    assert bool(region.contains(points).all())
+    values = network.to(torch.float64).values(points.flatten(0, 1))
+    values = [v.unflatten(0, points.shape[:2]) for v in values]
+    outputs = values[-1].flatten(2) @ objective(network).double().T
+    return Truth(network, region, points, values, outputs, Interval(outputs.amin(1), outputs.amax(1)), None)
+
+
+def violations(truth: Truth, found: Bounds, rounding: float = 1e-12) -> list[str]:
+    """What the bounds claim and the truth refutes; `rounding` is what evaluating in float64 may miss."""
+    wrong = []
+    for node, interval, values in zip(truth.network.nodes, found.intervals, truth.values, strict=True):
+        low, high = interval.lower.double().unsqueeze(1), interval.upper.double().unsqueeze(1)
+        if bool(((values < low - rounding) | (values > high + rounding)).any()):
+            wrong.append(node.name)
+    floor, ceiling = found.objective.lower, found.objective.upper
+    if bool((truth.met.lower < floor - rounding).any()) or bool((truth.met.upper > ceiling + rounding).any()):
+        wrong.append("objective")
+    exact = truth.exact or truth.met
+    if bool((exact.lower < floor - SOLVER_TOLERANCE).any()) or bool((exact.upper > ceiling + SOLVER_TOLERANCE).any()):
+        wrong.append("objective against the exact minimum")
+    if found.linear is not None:
+        low, high = planes(found, truth.points)
+        if bool((truth.outputs < low - rounding).any()) or bool((truth.outputs > high + rounding).any()):
+            wrong.append("planes")
+    return wrong
+
+
+def planes(found: Bounds, points: Tensor) -> tuple[Tensor, Tensor]:
+    """The two planes at the points, (B, S, rows)."""
+    linear = found.linear
+    assert linear is not None
+    flat = points.flatten(2)
+    low = torch.einsum("bsi,bri->bsr", flat, linear.lower_A.flatten(2).double()) + linear.lower_b.unsqueeze(1)
+    return low, torch.einsum("bsi,bri->bsr", flat, linear.upper_A.flatten(2).double()) + linear.upper_b.unsqueeze(1)
+
+
+# ------------------------------------------------------------------------------------------------------------------------ sandwich
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+@pytest.mark.parametrize("name", ZOO)
+def test_bound_below_exact_below_met(name: str, kind: str) -> None:
+    found = truth(name, kind)
+    if found.exact is not None:  # attained at a point, and nobody met a better one
+        assert bool(((found.exact.lower - found.met.lower).abs() <= SOLVER_TOLERANCE).all())
+        assert bool(((found.exact.upper - found.met.upper).abs()[:, 1] <= SOLVER_TOLERANCE).all())
+    table = TABLE if kind in ("box", "l2 domain") else [e for e in TABLE if e == type(e)()]
+    wrong = {label(engine): violations(found, engine(found.network, found.region, objective(found.network))) for engine in table}
+    assert {name: places for name, places in wrong.items() if places} == {}
+
+
+@each_engine
+@pytest.mark.parametrize("kind", ["box", "l2 domain"])
+def test_a_point_gives_the_value(engine: Any, kind: str) -> None:
+    """The last region of each kind is a point: there the bounds are f(x) up to a few hundred roundings of the largest value met."""
+    for name, network in ZOO.items():
+        region = regions(network, kind).select(torch.tensor([2]))
+        values = network.to(torch.float64).values(region.origin)
+        size = max(float(v.abs().max()) for v in values) * float(objective(network).abs().sum(1).max())
+        exact = values[-1].flatten(1) @ objective(network).double().T
+        found = engine(network, region, objective(network)).objective
+        allowance = 2000 * torch.finfo(engine.dtype).eps * (1 + size)
+        assert float((exact - found.lower).max()) <= allowance, name
+        assert float((found.upper - exact).max()) <= allowance, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_crown_is_at_least_as_tight_as_interval_propagation_behind_one_hidden_layer(dtype: torch.dtype) -> None:
+    gains = []
+    for seed in range(20):
+        network = chain((4,), *_two_layers(seed))
+        center = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed))
+        region = Box(center - 0.2, center + 0.2)
+        crown, ibp = (engine(dtype=dtype)(network, region, objective(network)).objective for engine in (Crown, Ibp))
+        gains.append((ibp.width - crown.width).mean() / ibp.width.mean())
+    assert float(torch.stack(gains).mean()) > 0.1
+
+
+def _two_layers(seed: int) -> tuple[Linear, Relu, Linear]:
+    rng = torch.Generator().manual_seed(seed)
+    hidden = Linear(torch.randn(10, 4, generator=rng), torch.randn(10, generator=rng) / 4)
+    return hidden, Relu(), Linear(torch.randn(2, 10, generator=rng))
+
+
+def close(first: Interval, second: Interval, dtype: torch.dtype, size: float = 1.0) -> bool:
+    """Whether two bounds that differ only in the order of computation agree."""
+    tolerance = 2000 * torch.finfo(dtype).eps
+    return all(
+        torch.allclose(a.double(), b.double(), rtol=tolerance, atol=tolerance * size)
+        for a, b in ((first.lower, second.lower), (first.upper, second.upper))
+    )
+
+
+@each_engine
+def test_a_batch_is_its_regions_one_by_one(engine: Any) -> None:
+    for name, kind in (
+        ("relu", "l2"),
+        ("convolutional", "l1 domain"),
+        ("residual", "box"),
+        ("branches", "l2 domain"),
+        ("smooth and max", "l1"),
+    ):
+        network = ZOO[name]
+        region, C = regions(network, kind), objective(network)
+        together = engine(network, region, C)
+        for image in range(region.batch):
+            alone = engine(network, region.select(torch.tensor([image])), C)
+            part = Interval(together.objective.lower[image : image + 1], together.objective.upper[image : image + 1])
+            assert close(alone.objective, part, engine.dtype, 10), name
+            for one, many in zip(alone.intervals, together.intervals, strict=True):
+                assert close(one, Interval(many.lower[image : image + 1], many.upper[image : image + 1]), engine.dtype, 10), name
+
+
+@each_engine
+def test_rows_of_their_own_for_every_region(engine: Any) -> None:
+    for name in ("residual", "tanh"):
+        network = ZOO[name]
+        region = regions(network, "l2")
+        C = torch.randint(-3, 4, (3, 2, 2), generator=torch.Generator().manual_seed(1)).float()
+        together = engine(network, region, C)
+        for image, row in itertools.product(range(3), range(2)):
+            alone = engine(network, region.select(torch.tensor([image])), C[image : image + 1, row : row + 1])
+            part = Interval(together.objective.lower[image, row], together.objective.upper[image, row])
+            assert close(Interval(alone.objective.lower[0, 0], alone.objective.upper[0, 0]), part, engine.dtype, 20), name
+
+
+@each_engine
+def test_no_objective_means_the_outputs(engine: Any) -> None:
+    network = ZOO["relu"]
+    region = regions(network, "box")
+    named, unnamed = engine(network, region, torch.eye(2)), engine(network, region)
+    assert named.objective.lower.shape == unnamed.objective.lower.shape == (3, 2)
+    # folding the identity into the last layer changes nothing but roundings
+    assert close(named.objective, unnamed.objective, engine.dtype, 10)
+
+
+@each_engine
+@pytest.mark.parametrize("name", ["convolutional", "max pool"])
+def test_chunks_change_roundings_only(engine: Any, name: str) -> None:
+    network = ZOO[name]
+    widest = max(math.prod(node.shape) for node in network.nodes)
+    one_row = 8 * widest * (torch.finfo(engine.dtype).bits // 8) / 2**20
+    for kind, share in (("box", 1.001), ("l1 domain", 7.0)):
+        region, C = regions(network, kind), objective(network)
+        whole, parts = engine(network, region, C), replace(engine, memory_mb=share * one_row)(network, region, C)
+        assert close(whole.objective, parts.objective, engine.dtype, 10)
+        assert all(close(a, b, engine.dtype, 10) for a, b in zip(whole.intervals, parts.intervals, strict=True))
+        if whole.linear is not None:
+            assert parts.linear is not None
+            assert torch.allclose(whole.linear.lower_A, parts.linear.lower_A, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", [Crown(), FastLin(), CrownIbp()], ids=label)
+def test_a_row_that_does_not_fit(engine: Any) -> None:
+    with pytest.raises(MemoryLimitError, match="one row of coefficients needs 32 elements, the limit allows 26; raise"):
+        replace(engine, memory_mb=26.5 * 32 / 2**20)(ZOO["residual"], regions(ZOO["residual"], "box"))
+
+
+@each_engine
+def test_concrete_bounds_are_what_the_planes_imply(engine: Any) -> None:
+    for name in ("residual", "activation chain", "sigmoid"):
+        for kind in ("box", "l2", "l1 domain"):
+            network = ZOO[name]
+            region = regions(network, kind).to(engine.dtype)
+            found = engine(network, region, objective(network))
+            if found.linear is None:
+                assert type(engine) is Ibp
+                return
+            implied = found.linear.concretize(region)
+            assert close(implied, found.objective, engine.dtype, 10), (name, kind)
+            slack = 1e-12 * (1 + found.objective.upper.abs().max())
+            assert bool((implied.lower <= found.objective.lower + slack).all() and (implied.upper >= found.objective.upper - slack).all())
+
+
+# ----------------------------------------------------------------------------------------------------------------- known intervals
+
+
+@each_engine
+def test_known_intervals_only_tighten(engine: Any) -> None:
+    for name in ("relu", "residual", "activation chain", "tanh"):
+        network = ZOO[name]
+        region, C = regions(network, "box"), objective(network)
+        tight = Crown(dtype=torch.float64)(network, region, C).intervals
+        known = {index: tight[index] for index in network.preactivations}
+        loose, better = engine(network, region, C), engine(network, region, C, known)
+        assert violations(truth(name, "box"), better) == []
+        if type(engine) is Ibp:  # adaptive planes over a smaller interval may be worse for one objective
+            assert bool((better.objective.lower >= loose.objective.lower - 1e-5).all())
+            assert bool((better.objective.upper <= loose.objective.upper + 1e-5).all())
+        for index, interval in known.items():
+            outward = interval.to(engine.dtype)
+            assert bool((better.intervals[index].lower >= outward.lower).all() and (better.intervals[index].upper <= outward.upper).all())
+
+
+@each_engine
+def test_known_intervals_reach_the_objective(engine: Any) -> None:
+    """x -> relu(relu(x) - 1/4) + (5, 6) on [-1, 1]^2, and the claim that relu(x) - 1/4 is within [-1/8, -1/16]."""
+    identity = torch.eye(2)
+    hidden, last = Linear(identity, torch.full((2,), -0.25)), Linear(identity, torch.tensor([5.0, 6.0]))
+    network = chain((2,), Linear(identity), Relu(), hidden, Relu(), last)
+    region = Box(-torch.ones(1, 2), torch.ones(1, 2))
+    claim = {3: Interval(torch.full((1, 2), -0.125), torch.full((1, 2), -0.0625))}
+    assert bool((engine(network, region).objective.upper > 5.7).all())
+    found = engine(network, region, None, claim)
+    assert torch.allclose(found.objective.lower, torch.tensor([[5.0, 6.0]]).double(), atol=1e-5)
+    assert torch.allclose(found.objective.upper, torch.tensor([[5.0, 6.0]]).double(), atol=1e-5)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize("engine", [e for e in TABLE if hasattr(e, "deadline")], ids=label)
+def test_the_deadline_is_kept(engine: Any) -> None:
+    late = replace(engine, deadline=time.monotonic() - 1)
+    with pytest.raises(TimeLimitError, match="time limit"):
+        late(ZOO["residual"], regions(ZOO["residual"], "l2"), objective(ZOO["residual"]))
+    early = replace(engine, deadline=time.monotonic() + 600)
+    assert early(ZOO["relu"], regions(ZOO["relu"], "l2")).objective.is_finite()
+
+
+@each_engine
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_not_a_number_names_the_node(engine: Any, value: float) -> None:
+    """A weight that is NaN or infinite, or two finite ones whose products overflow float32."""
+    weight = torch.eye(3)
+    weight[1, 1] = value
+    network = chain((3,), Linear(weight), Linear(weight), Relu(), Linear(torch.ones(2, 3)))
+    if value == 3e38 and engine.dtype == torch.float64:
+        assert engine(network, Box(torch.ones(1, 3), 2 * torch.ones(1, 3))).objective.is_finite()
+        return
+    with pytest.raises(NumericsError, match=r"node 'Linear_[12]'|objective"):
+        engine(network, Box(torch.ones(1, 3), 2 * torch.ones(1, 3)))
+
+
+@each_engine
+def test_an_objective_that_overflows(engine: Any) -> None:
+    network = chain((3,), Linear(torch.full((2, 3), 1e20)))
+    huge = 2.0 ** (127 if engine.dtype == torch.float32 else 1023)
+    with pytest.raises(NumericsError, match="objective"):
+        engine(network, Box(torch.ones(1, 3), 2 * torch.ones(1, 3)), torch.tensor([[huge, -huge]], dtype=engine.dtype))
+
+
+@each_engine
+def test_objectives_that_do_not_fit(engine: Any) -> None:
+    network, region = ZOO["relu"], regions(ZOO["relu"], "box")
+    for wrong in (torch.ones(1, 3), torch.ones(2, 1, 2), torch.ones(2), torch.full((1, 2), math.nan)):
+        with pytest.raises(ShapeError, match="objective"):
+            engine(network, region, wrong)
+    if engine.dtype == torch.float32:
+        with pytest.raises(ShapeError, match="cannot represent exactly"):
+            engine(network, region, torch.tensor([[0.1, 1.0]], dtype=torch.float64))
+    with pytest.raises(ShapeError, match=r"reads inputs of shape \(3,\), the region has shape \(4,\)"):
+        engine(network, LpBall(torch.zeros(1, 4), 1.0))
+
+
+# ----------------------------------------------------------------------------------------------------------------------- semantics
+
+
+@each_engine
+def test_any_order_is_wider_than_real(engine: Any) -> None:
+    for name in ("residual", "batch norm", "max pool", "sigmoid", "activation chain"):
+        network = ZOO[name]
+        for kind in ("box", "l2"):
+            region, C = regions(network, kind), objective(network)
+            real, wide = engine(network, region, C), replace(engine, semantics="float32-any-order")(network, region, C)
+            assert bool((wide.objective.lower <= real.objective.lower).all() and (wide.objective.upper >= real.objective.upper).all())
+            assert bool((wide.objective.width > real.objective.width).any())
+            assert close(real.objective, wide.objective, torch.float32, 10)
+            for index in network.preactivations:
+                a, b = real.intervals[index], wide.intervals[index]
+                slack = 50 * torch.finfo(engine.dtype).eps * (1 + a.magnitude.max())
+                assert bool((b.lower <= a.lower + slack).all() and (b.upper >= a.upper - slack).all())
