@@ -23,7 +23,7 @@ from bounds.interval import Interval
 from bounds.linear import LinearBounds
 from bounds.local import LocalWalk, Rows, is_local
 from bounds.ops.base import Activation, Affine, Input
-from bounds.region import Box, Region
+from bounds.region import Region
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
@@ -174,7 +174,7 @@ def _concretize(view: View, planar: Planar) -> tuple[Tensor, Tensor]:
     fall = region.decrease(planar.A)
     if planar.doubled:
         return _less(planar.lower, fall[:, :rows]), -_less(planar.upper, fall[:, rows:])
-    rise = fall if isinstance(region, Box) or not planar.two_sided else region.decrease(-planar.A)
+    rise = fall if region.symmetric or not planar.two_sided else region.decrease(-planar.A)
     return _less(planar.lower, fall), -_less(planar.upper, rise)
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 from bounds import rounding
 from bounds.ops.base import Activation, Affine, Input
 from bounds.patch import Patch, as_map
-from bounds.region import Box
 
 if TYPE_CHECKING:
     from bounds.backward import View
@@ -115,7 +114,7 @@ class LocalWalk:
             return None
         region = self.view.region()
         fall = region.decrease_patch(patch)
-        both = self.rows.sign is None and not isinstance(region, Box)
+        both = self.rows.sign is None and not region.symmetric
         return fall, region.decrease_patch(replace(patch, A=-patch.A)) if both else fall
 
     def dense(self) -> dict[int, Tensor]:

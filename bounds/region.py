@@ -48,6 +48,11 @@ class Region(ABC):
     def origin(self) -> Tensor:
         """A point of each set (its centre) in float64, (B, *shape)."""
 
+    @property
+    @abstractmethod
+    def symmetric(self) -> bool:
+        """Whether every set is its own mirror image about its origin, so that rows and their negatives decrease alike."""
+
     @abstractmethod
     def decrease(self, A: Tensor) -> Tensor:
         """max over x in the region of <A_r, origin - x> for every row r. A: (B, R, *shape) -> (B, R), float64.
@@ -147,6 +152,10 @@ class Box(Region):
     def box(self) -> Interval:
         return Interval(self.lower, self.upper)
 
+    @property
+    def symmetric(self) -> bool:
+        return True
+
     @functools.cached_property
     def origin(self) -> Tensor:
         return (self.lower.to(_EXACT) + self.upper.to(_EXACT)) / 2
@@ -231,6 +240,10 @@ class LpBall(Region):
     @property
     def batch(self) -> int:
         return self.center.shape[0]
+
+    @property
+    def symmetric(self) -> bool:
+        return self.domain is None
 
     @property
     def origin(self) -> Tensor:

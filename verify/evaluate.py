@@ -25,13 +25,15 @@ from bounds.network import Network
 from bounds.region import LpBall
 from bounds.trace import Semantics
 from verify.attack import Pgd
-from verify.spec import class_margins
+from verify.spec import Margins, class_margins
 
 PROVERS = ("ibp", "crown-ibp", "fastlin", "crown")
 """Bound methods, cheapest first."""
 ATTACK = "pgd"
 METHODS = (*PROVERS, ATTACK)
 """Everything that can be asked for, in the order in which it runs."""
+_GROUP = 32
+"""Images bounded in one call: enough to keep a matrix product busy, few enough for the caches."""
 _DOUBT = 0.02
 """Margins proven to be above minus this share of their range are tried again in float64; float32 rounding costs less in most networks."""
 
@@ -261,14 +263,22 @@ def _region(images: np.ndarray, settings: Settings) -> LpBall:
 def _prove(network: Network, region: LpBall, labels: np.ndarray, name: str, settings: Settings, limits: Limits) -> list[float]:
     """A lower bound of the worst margin of each image: in float32, and again in float64 where its rounding may have cost the proof."""
     goal = class_margins(torch.from_numpy(labels.astype(np.int64)), network.outputs)
-    found = _engine(name, torch.float32, settings, limits)(network, region, goal.C).objective
-    worst = goal.worst(found.lower).cpu()
-    doubtful = (worst <= 0) & (worst > -_DOUBT * found.width.amax(-1).cpu())
-    if bool(doubtful.any()):
-        part, less = region.select(doubtful), goal.select(doubtful)
-        again = _engine(name, torch.float64, settings, limits)(network, part, less.C).objective
-        worst[doubtful] = torch.maximum(worst[doubtful], less.worst(again.lower).cpu())
-    return worst.tolist()
+    worst = []
+    for indices in torch.arange(len(labels)).split(_GROUP):
+        found, width = _bound(network, region.select(indices), goal.select(indices), _engine(name, torch.float32, settings, limits))
+        doubtful = indices[(found <= 0) & (found > -_DOUBT * width)]
+        worst.append(found)
+        if len(doubtful):
+            again, _ = _bound(network, region.select(doubtful), goal.select(doubtful), _engine(name, torch.float64, settings, limits))
+            at = doubtful - indices[0]
+            found[at] = torch.maximum(found[at], again)
+    return torch.cat(worst).tolist()
+
+
+def _bound(network: Network, region: LpBall, goal: Margins, engine: BoundEngine) -> tuple[Tensor, Tensor]:
+    """For each image a lower bound of the worst margin, and the largest width of a margin's range."""
+    found = engine(network, region, goal.C).objective
+    return goal.worst(found.lower).cpu(), found.width.amax(-1).cpu()
 
 
 def _engine(name: str, dtype: torch.dtype, settings: Settings, limits: Limits) -> BoundEngine:
