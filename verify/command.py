@@ -17,6 +17,7 @@ from bounds.network import Network
 from verify import exits
 from verify.document import to_json
 from verify.output import Answer, counterexample_path, describe_all, say
+from verify.progress import progress
 from verify.questions import Question, Robustness, from_file
 from verify.run import verify
 from verify.verdict import Falsified, Semantics, Unknown
@@ -149,16 +150,18 @@ class Run:
         begin = time.monotonic()
         settings = self.settings
         try:
-            result = verify(
-                network,
-                question.property,
-                timeout=settings.timeout,
-                device=settings.device,
-                memory_mb=settings.memory_mb,
-                seed=settings.seed,
-                semantics=settings.semantics,
-                confirm=settings.confirm,
-            )
+            with progress("" if question.index is None else f"image {question.index}: ") as observe:
+                result = verify(
+                    network,
+                    question.property,
+                    timeout=settings.timeout,
+                    device=settings.device,
+                    memory_mb=settings.memory_mb,
+                    seed=settings.seed,
+                    semantics=settings.semantics,
+                    confirm=settings.confirm,
+                    observe=observe,
+                )
         except RingfenceError as error:
             if alone:
                 raise

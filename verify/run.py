@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,6 +63,7 @@ def verify(  # noqa: PLR0913 - keyword-only settings of one call
     semantics: Semantics = "real",
     confirm: str | None = None,
     stages: Sequence[Stage] | None = None,
+    observe: Callable[[str], None] | None = None,
 ) -> Result:
     """Decide whether any input of the question's regions makes the network violate it.
 
@@ -71,7 +72,7 @@ def verify(  # noqa: PLR0913 - keyword-only settings of one call
         question: one specification, or several of which none may be violated.
         timeout: seconds for the whole question; then the verdict is unknown with the best bound so far.
         memory_mb: memory for coefficient tensors and solvers. seed: of everything random. confirm: a second MILP solver that must agree.
-        stages: instead of `default_stages`.
+        stages: instead of `default_stages`. observe: told the name of every stage as it starts.
 
     Raises:
         SpecError: the question is empty, or about another number of inputs or outputs. DeviceError: the device is not there.
@@ -87,7 +88,7 @@ def verify(  # noqa: PLR0913 - keyword-only settings of one call
         _check_fit(network, specification)
     place(device)
     options = Options(None if timeout is None else start + timeout, device, memory_mb, seed, semantics, confirm)
-    verdict, seconds = _run(network, specifications, options, tuple(stages or default_stages(seed)))
+    verdict, seconds = _run([Query.of(network, s, options) for s in specifications], tuple(stages or default_stages(seed)), observe)
     seconds["total"] = time.monotonic() - start
     return Result(verdict, seconds)
 
@@ -101,14 +102,14 @@ def _check_fit(network: Network, specification: Specification) -> None:
         raise SpecError(f"the network has {network.outputs} outputs, the question is about {specification.outputs}")
 
 
-def _run(
-    network: Network, specifications: Sequence[Specification], options: Options, stages: Sequence[Stage]
-) -> tuple[Verdict, dict[str, float]]:
+def _run(queries: Sequence[Query], stages: Sequence[Stage], observe: Callable[[str], None] | None) -> tuple[Verdict, dict[str, float]]:
     """Every stage on every open specification before the next stage: the cheap ones first for all."""
     seconds = {"attack": 0.0, "bounds": 0.0, "milp": 0.0}
-    open_queries = {i: Query.of(network, s, options) for i, s in enumerate(specifications)}
+    options, open_queries = queries[0].options, dict(enumerate(queries))
     proven: list[Verified] = []
     for stage in stages:
+        if observe is not None and open_queries and not options.late:
+            observe(stage.name)
         for index, query in list(open_queries.items()):
             if options.late:
                 break
