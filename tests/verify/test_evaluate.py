@@ -296,3 +296,8 @@ def test_counts_of_the_published_code(shared: Path) -> None:
     found = evaluate(network, images, data.labels[:200], Settings(0.1, methods=("ibp", "fastlin")))
     assert found.certified_error == {"ibp": pytest.approx(71), "fastlin": pytest.approx(11.5)}
     assert found.average_certified_bound["fastlin"] == pytest.approx(0.0885)
+
+
+def test_only_positive_margins_certify() -> None:
+    chunk = Chunk(0, (True,) * 4 + (False,), {"ibp": (0.0, -1.0, 5e-324, math.nan, None)}, None, {})
+    assert chunk.certified("ibp") == (False, False, True, False, False)
