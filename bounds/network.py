@@ -96,10 +96,14 @@ class Network:
         """Number of output values."""
         return product(self.output_shape)
 
+    @functools.cached_property
+    def _parameters(self) -> tuple[Tensor, ...]:
+        return tuple(p for node in self.nodes for p in node.op.parameters())
+
     @property
     def dtype(self) -> torch.dtype:
         """The type the parameters are held in; without any, the type the network was converted to (float32 if it never was)."""
-        return next((p.dtype for node in self.nodes for p in node.op.parameters()), self.__dict__.get("_dtype", torch.float32))
+        return next((p.dtype for p in self._parameters), self.__dict__.get("_dtype", torch.float32))
 
     @functools.cached_property
     def successors(self) -> tuple[tuple[int, ...], ...]:
@@ -144,7 +148,7 @@ class Network:
 
         Copies are made from the parameters as the model stores them, also when this network is itself a copy in a narrower type.
         """
-        parameters = [p for node in self.nodes for p in node.op.parameters()]
+        parameters = self._parameters
         wanted = torch.device(device) if device is not None else next((p.device for p in parameters), torch.device("cpu"))
         if self.dtype == dtype and all(p.dtype == dtype and p.device == wanted for p in parameters) and (parameters or device is None):
             return self

@@ -319,10 +319,10 @@ class LpBall(Region):
         return torch.where(moving & (self.center > low), down, 0.0), torch.where(moving & (self.center < high), up, 0.0)
 
     def project(self, x: Tensor) -> Tensor:
-        clamped = _clamp(x, self._inner)
         if self.p == math.inf:
-            return clamped
+            return _clamp(x, self._inner)
         center, eps = self.center.unsqueeze(1), self._eps.unsqueeze(1)
+        clamped = x if self.domain is None else _clamp(x, Interval(*(torch.as_tensor(side) for side in self.domain)))
         steps = torch.where(eps > 0, (clamped.to(_EXACT) - center) / torch.where(eps > 0, eps, 1.0), 0.0)
         if self.p == 1.0:
             steps = _project_l1(steps)
