@@ -28,6 +28,7 @@ from bounds.region import Box, LpBall, Region
 from milp.program import Answer, Limits, Program, Solution, Status, StopRule, Tolerances, conclude
 from milp.solvers import SOLVERS, get_solver
 from tests.verify.nets import bump, chain, linear
+from verify import cli
 from verify.attack import Pgd
 from verify.run import default_stages, verify
 from verify.spec import Specification, output_bounds, robustness
@@ -521,6 +522,20 @@ def test_a_missing_solver_is_unknown_with_the_way_out(solver: str | None, monkey
     verdict = verify(HARD.network, HARD.question, stages=exactly(solver)).verdict
     assert isinstance(verdict, Unknown)
     assert "pip install" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    "error", [ZeroDivisionError("planted"), MemoryError(), RuntimeError("out of memory")], ids=lambda e: type(e).__name__
+)
+def test_a_crash_never_exits_like_a_verdict(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def crash(*_: object, **__: object) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "app", crash)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["verify"])
+    assert stopped.value.code == 2
+    assert type(error).__name__ in capsys.readouterr().err
 
 
 def test_default_stages_start_with_an_attack_and_end_exactly() -> None:
