@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = app(given, prog_name="ringfence", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is shown
         message = _message(error)
         if message is None:
             # Python's own exit code for an exception is 1, which would read as "falsified".
