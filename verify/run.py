@@ -14,6 +14,7 @@ from bounds.errors import SpecError
 from bounds.ibp import Ibp
 from bounds.network import Network
 from verify.attack import Pgd
+from verify.branch import SplitInput
 from verify.spec import Property, Specification
 from verify.stages import Bound, Exact, Falsify, Options, Query, Stage, Tighten
 from verify.verdict import Falsified, Semantics, Unknown, Verdict, Verified
@@ -45,6 +46,7 @@ def default_stages(seed: int = 0) -> tuple[Stage, ...]:
         Bound("ibp", _ibp),
         Bound("crown", _crown),
         Falsify(Pgd(steps=60, restarts=250, seed=seed + 1), seconds=2.0),
+        SplitInput(),
         Exact(seconds=3.0, most_unstable=300),
         Falsify(Pgd(steps=100, restarts=4000, seed=seed + 2), seconds=5.0),
         Tighten(seconds=20.0),

@@ -2,6 +2,7 @@
 
 Falsify(attack)      searches counterexamples; every candidate is replayed on the original model
 Bound(engine)        closes the unsafe sets whose margins are proven positive, tightens pre-activations
+SplitInput()         bisects the region of a question about few inputs (see verify/branch.py)
 Exact(solver)        decides the open sets by mixed-integer programming
 """
 
@@ -66,7 +67,8 @@ class Query:
     lower: (rows,) float64, proven lower bounds of C y. closed: (sets,) mask of the unsafe sets excluded so far. intervals: proven enclosures
     of nodes on the region, by node index. proof: the weakest proof used. notes: reasons why stages could not decide. starts: points where
     the relaxation is smallest, (1, points, *input_shape), worth attacking from. details: how solvers proved what they proved. met: the
-    smallest margin met at a point of the region, in float64; no proof may claim more.
+    smallest margin met at a point of the region, in float64; no proof may claim more. floor: a proven lower bound of the worst margin found
+    by dividing the region, where no bound holds row by row.
     """
 
     network: Network
@@ -80,6 +82,7 @@ class Query:
     starts: Tensor | None = None
     details: tuple[str, ...] = ()
     met: float = math.inf
+    floor: float = -math.inf
 
     @staticmethod
     def of(network: Network, specification: Specification, options: Options) -> Query:
@@ -96,7 +99,7 @@ class Query:
     @property
     def bound(self) -> float | None:
         """The best proven lower bound of the worst margin, or None."""
-        worst = float(self.goal.worst(self.lower))
+        worst = max(float(self.goal.worst(self.lower)), self.floor)
         return worst if worst > -torch.inf else None
 
     @property
