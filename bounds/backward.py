@@ -242,11 +242,7 @@ def _walk_elements(view: View, rows: Rows) -> tuple[Tensor, Tensor]:
     fee = charge.to(_EXACT) * rounding.SAFETY + 2 * view.underflow().unsqueeze(1)
     network, two_sided = view.trace.network, rows.sign is None
     if not is_local(network, rows.start):
-        shape = network.nodes[rows.start].shape
-        A = torch.zeros(*rows.elements.shape, math.prod(shape), dtype=view.trace.dtype, device=fee.device)
-        ones = torch.ones_like(rows.elements, dtype=A.dtype) if rows.sign is None else rows.sign
-        A.scatter_(2, rows.elements.unsqueeze(-1), ones.unsqueeze(-1))
-        walk = _Walk(view, {rows.start: A.unflatten(2, shape)}, -fee, -fee, two_sided)
+        walk = _Walk(view, _first_coefficients(view, rows), -fee, -fee, two_sided)
         return _concretize(view, walk.run(rows.start))
     local = LocalWalk(view, rows, fee)
     resume = local.run()
@@ -256,6 +252,19 @@ def _walk_elements(view: View, rows: Rows) -> tuple[Tensor, Tensor]:
         return _concretize(view, _Walk(view, local.dense(), lower, upper, two_sided).run(resume))
     fall, rise = (t.view(rows.elements.shape) for t in falls)
     return _less(lower, fall), -_less(upper, rise)
+
+
+def _first_coefficients(view: View, rows: Rows) -> dict[int, Tensor]:
+    """The rows as coefficients at node `start`, or at what it reads where that is a look-up."""
+    node, shapes = view.trace.network.nodes[rows.start], view.trace.network.input_shapes(rows.start)
+    found = node.op.unit_adjoint(rows.elements, *shapes) if isinstance(node.op, Affine) and len(set(node.inputs)) == 1 else None
+    if found is not None:
+        (A,) = found
+        return {node.inputs[0]: A if rows.sign is None else A * rows.sign.view(*rows.sign.shape, *[1] * len(shapes[0]))}
+    A = torch.zeros(*rows.elements.shape, math.prod(node.shape), dtype=view.trace.dtype, device=rows.elements.device)
+    ones = torch.ones_like(rows.elements, dtype=A.dtype) if rows.sign is None else rows.sign
+    A.scatter_(2, rows.elements.unsqueeze(-1), ones.unsqueeze(-1))
+    return {rows.start: A.unflatten(2, node.shape)}
 
 
 def _rows_per_chunk(trace: Trace, index: int, memory: int) -> int:

@@ -45,6 +45,11 @@ class Linear(Affine):
     def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
         return (torch.matmul(A, self.absolute_weight if absolute else self.weight),)
 
+    def unit_adjoint(self, elements: Tensor, *shapes: Shape) -> tuple[Tensor, ...] | None:
+        if product(shapes[0]) != self.weight.shape[1]:
+            return None
+        return (self.weight[elements].unflatten(-1, shapes[0]),)
+
     def terms(self, *shapes: Shape) -> int:
         return self.weight.shape[1] + (self.offset is not None)
 

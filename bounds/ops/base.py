@@ -142,6 +142,13 @@ class Affine(Op):
             xs = [A.new_zeros(A.shape[0], *s).requires_grad_() for s in shapes]
             return torch.autograd.grad(self.linear(*xs, absolute=absolute), xs, A, create_graph=A.requires_grad)
 
+    def unit_adjoint(self, elements: Tensor, *shapes: Shape) -> tuple[Tensor, ...] | None:
+        """The adjoint of rows that are 1 at one element of the output each, where that is a mere look-up; else None.
+
+        elements: (*rows) indices into the flattened output -> one (*rows, *input_shape) per input, exact.
+        """
+        return None
+
     def local_adjoint(self, patch: Patch, *shapes: Shape) -> tuple[Patch, ...] | None:
         """W_j^T A for every input j where A's rows live in windows of a map; None where the op is not local.
 
