@@ -1,0 +1,124 @@
+"""Branch and bound over the input: answers that are known beforehand, limits, and a planted bug."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from bounds.linear import Halfspaces
+from bounds.network import Network, Node
+from bounds.ops.affine import Linear
+from bounds.ops.base import Input
+from bounds.ops.piecewise import Relu
+from bounds.region import Box, LpBall
+from verify import branch
+from verify.branch import SplitInput
+from verify.spec import Specification
+from verify.stages import Options, Query
+from verify.verdict import Falsified, Unknown, Verified
+
+
+def _tent() -> Network:
+    """f(x, y) = |x| + |y| - 0.25, whose minimum -0.25 at the origin no linear relaxation of the whole box sees."""
+    first = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    nodes = (
+        Node(Input(), (), (2,), "x"),
+        Node(Linear(first), (0,), (4,), "split"),
+        Node(Relu(), (1,), (4,), "relu"),
+        Node(Linear(torch.ones(1, 4), torch.tensor([-0.25])), (2,), (1,), "sum"),
+    )
+    return Network(nodes)
+
+
+def _query(lower: list[float], upper: list[float], threshold: float, options: Options | None = None) -> Query:
+    """Is the tent above `threshold` on the box? Unsafe: f <= threshold."""
+    box = Box(torch.tensor([lower], dtype=torch.float64), torch.tensor([upper], dtype=torch.float64))
+    unsafe = Halfspaces(torch.ones(1, 1, dtype=torch.float64), torch.tensor([threshold], dtype=torch.float64))
+    return Query.of(_tent(), Specification(box, (unsafe,)), options or Options())
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kind"), [(-0.2501, Verified), (-0.26, Verified), (-1.0, Verified), (-0.2499, Falsified), (0.0, Falsified)]
+)
+def test_the_answer_changes_exactly_at_the_minimum(threshold: float, kind: type) -> None:
+    # Corners off the grid of midpoints: the minimum is never a cut.
+    outcome = SplitInput(batch=8)(_query([-1.0, -0.7], [0.9, 1.1], threshold))
+    assert type(outcome) is kind
+    if isinstance(outcome, Verified):
+        assert outcome.proof == "rigorous"
+        assert outcome.bound is not None
+        assert 0 < outcome.bound <= -0.25 - threshold
+    if isinstance(outcome, Falsified):
+        assert abs(outcome.x).sum() - 0.25 <= threshold
+
+
+def test_a_ball_in_the_largest_norm_is_a_box_and_others_are_handed_on() -> None:
+    unsafe = (Halfspaces(torch.ones(1, 1, dtype=torch.float64), torch.tensor([-0.26], dtype=torch.float64)),)
+    for p, kind in ((math.inf, Verified), (2.0, Query), (1.0, Query)):
+        region = LpBall(torch.tensor([[0.1, 0.2]]), 0.5, p)
+        assert type(SplitInput()(Query.of(_tent(), Specification(region, unsafe), Options()))) is kind
+
+
+def test_questions_about_many_or_no_inputs_are_handed_on_untouched() -> None:
+    query = _query([-1.0, -1.0], [1.0, 1.0], -0.26)
+    assert SplitInput(most_inputs=1)(query) is query
+    point = _query([0.5, 0.5], [0.5, 0.5], -0.26)
+    assert SplitInput()(point) is point
+
+
+def test_a_fixed_input_is_not_counted_and_not_bisected() -> None:
+    assert isinstance(SplitInput(most_inputs=1)(_query([-1.0, 0.5], [1.0, 0.5], 0.2499)), Verified)
+
+
+def test_limits_leave_the_best_bound_so_far() -> None:
+    late = SplitInput()(_query([-1.0, -1.0], [1.0, 1.0], -0.26, Options(deadline=time.monotonic())))
+    assert isinstance(late, Query)
+    assert late.notes == ("split: time limit",)
+    full = SplitInput(batch=1, most_boxes=1)(_query([-1.0, -0.7], [0.9, 1.1], -0.2501))
+    assert isinstance(full, Query)
+    assert "boxes are open" in full.notes[0]
+    assert full.bound is not None
+    assert -1.0 < full.bound <= 1e-6
+    assert isinstance(full.unknown(), Unknown)
+
+
+def test_a_margin_of_exactly_zero_ends_without_a_proof() -> None:
+    query = _query([-1.0, -0.7], [0.9, 1.1], -0.25, Options(deadline=time.monotonic() + 3))
+    outcome = SplitInput(most_boxes=2000)(query)
+    assert not isinstance(outcome, Verified)
+
+
+def test_two_runs_are_the_same() -> None:
+    runs = [SplitInput(batch=4)(_query([-1.0, -0.7], [0.9, 1.1], -0.2501)) for _ in range(2)]
+    assert isinstance(runs[0], Verified)
+    assert runs[0] == runs[1]
+
+
+def test_halves_cover_the_box_and_share_the_cut() -> None:
+    lower, upper = torch.tensor([0.1, -0.3], dtype=torch.float64), torch.tensor([0.4, 0.7], dtype=torch.float64)
+    low, high = branch._halves([(0.0, 0, lower, upper, 1)])
+    assert low[0].equal(lower)
+    assert high[1].equal(upper)
+    assert high[0, 1] == low[1, 1]
+    assert lower[1] < high[0, 1] < upper[1]
+    assert high[0, 0] == upper[0]
+    assert low[1, 0] == lower[0]
+
+
+def test_a_dropped_half_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole: Callable[..., tuple[Tensor, Tensor]] = branch._halves
+
+    def first_halves_only(taken: list) -> tuple[Tensor, Tensor]:  # type: ignore[type-arg]
+        low, high = whole(taken)
+        return low[: len(taken)], high[: len(taken)]
+
+    query = _query([-1.0, -0.7], [0.9, 1.1], -0.2499)
+    assert isinstance(SplitInput()(query), Falsified)
+    monkeypatch.setattr(branch, "_halves", first_halves_only)
+    monkeypatch.setattr(branch._Search, "attack", lambda *_: None)
+    assert isinstance(SplitInput()(query), Verified)  # wrong, and the comparison above would have said so
