@@ -19,7 +19,7 @@ from bounds.backward import bound_node, bound_objective
 from bounds.engine import DEFAULT_MEMORY_MB, Bounds, as_objective, elements, place
 from bounds.interval import Interval
 from bounds.network import Network
-from bounds.ops.base import Activation, Affine, Slopes
+from bounds.ops.base import Activation, Affine, MovesData, Shape, Slopes, product
 from bounds.region import LpBall, Region
 from bounds.trace import Semantics, Trace
 
@@ -116,7 +116,7 @@ def _unstable(network: Network, index: int, interval: Interval) -> Tensor:
 
 
 def _mixes_once(network: Network, index: int) -> bool:
-    """Whether at most one op between the input and node `index` adds several numbers: then interval propagation is exact on a box."""
+    """Whether at most one op between the input and node `index` adds several numbers, none of them copies: interval propagation is exact."""
     mixing = 0
     pending, seen = [index], set()
     while pending:
@@ -124,10 +124,18 @@ def _mixes_once(network: Network, index: int) -> bool:
         if current in seen:
             continue
         seen.add(current)
-        node = network.nodes[current]
-        if isinstance(node.op, Affine) and not node.op.elementwise:
-            mixing += node.op.fan_in(*network.input_shapes(current)) > 0
+        node, shapes = network.nodes[current], network.input_shapes(current)
+        if isinstance(node.op, Affine):
+            mixing += not node.op.elementwise and node.op.fan_in(*shapes) > 0
+            mixing += mixing > 0 and _copies(node.op, shapes, node.shape)
         if len(node.inputs) > 1:
             mixing += 1
         pending.extend(node.inputs)
     return mixing <= 1
+
+
+def _copies(op: Affine, shapes: tuple[Shape, ...], shape: Shape) -> bool:
+    """Whether an op that moves data or scales elements puts one input into several outputs."""
+    if isinstance(op, MovesData):
+        return op.fan_out(*shapes) > 1
+    return op.elementwise and product(shape) > product(shapes[0])
