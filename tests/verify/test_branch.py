@@ -113,7 +113,7 @@ def test_halves_cover_the_box_and_share_the_cut() -> None:
 def test_a_dropped_half_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     whole: Callable[..., tuple[Tensor, Tensor]] = branch._halves
 
-    def first_halves_only(taken: list) -> tuple[Tensor, Tensor]:  # type: ignore[type-arg]
+    def first_halves_only(taken: list) -> tuple[Tensor, Tensor]:
         low, high = whole(taken)
         return low[: len(taken)], high[: len(taken)]
 
