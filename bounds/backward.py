@@ -23,7 +23,7 @@ from bounds.interval import Interval
 from bounds.linear import LinearBounds
 from bounds.local import LocalWalk, Rows, is_local
 from bounds.ops.base import Activation, Affine, Input
-from bounds.region import Region
+from bounds.region import Box, Region
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
@@ -373,14 +373,26 @@ def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Inte
     nothing = torch.zeros_like(fee, dtype=_EXACT)
     walk = _Walk(View(trace, None), {last: objective.clone()}, nothing, nothing, two_sided=True)
     frontier = walk.run_to_frontier(last, stop)
-    spread = torch.zeros_like(walk.lower)
+    fall = torch.zeros_like(walk.lower)
+    rise = torch.zeros_like(walk.lower)
     for index, A in frontier.items():
-        spread = spread + rounding.dot_above(A.flatten(2).abs(), trace.reach[index].flatten(1))
+        down, up = _spread(trace, index, A)
+        fall, rise = fall + down, rise + up
     middle = trace.center[last].flatten(1).unsqueeze(-1)
     value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
-    slack = rounding.gamma(flat.shape[-1] + 8, _EXACT) * (size + spread) + trace.underflow.unsqueeze(1) * (1 + flat.abs().amax(-1))
-    error = spread + fee.to(_EXACT) * rounding.SAFETY + slack
-    return Interval(rounding.below(value, error), rounding.above(value, error))
+    slack = rounding.gamma(flat.shape[-1] + 8, _EXACT) * (size + fall + rise) + trace.underflow.unsqueeze(1) * (1 + flat.abs().amax(-1))
+    error = fee.to(_EXACT) * rounding.SAFETY + slack
+    return Interval(rounding.below(value, fall + error), rounding.above(value, rise + error))
+
+
+def _spread(trace: Trace, index: int, A: Tensor) -> tuple[Tensor, Tensor]:
+    """How far rows A of an anchored node, or of the input, can fall below and rise above their value at its centre; (B, R) float64."""
+    region = trace.region
+    if isinstance(trace.network.nodes[index].op, Input) and not isinstance(region, Box):
+        fall = region.decrease(A)
+        return fall, fall if region.symmetric else region.decrease(-A)
+    fall = rounding.dot_above(A.flatten(2).abs(), trace.reach[index].flatten(1))
+    return fall, fall
 
 
 def _join(parts: list[Interval], dim: int) -> Interval:

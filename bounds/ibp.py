@@ -65,7 +65,7 @@ class Ibp:
                 trace.anchor(index, interval)
             else:
                 trace.record(index, interval)
-            if exact and index in net.preactivations:
+            if exact and (index in net.preactivations or index == len(net.nodes) - 1):
                 everything = torch.ones_like(interval.lower, dtype=torch.bool)
                 trace.narrow(index, bound_node(trace, index, everything, limit).intersect(interval))
         intervals = tuple(trace.interval(i) for i in range(len(net.nodes)))
