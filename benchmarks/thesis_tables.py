@@ -70,6 +70,11 @@ class Row:
     clip: bool
 
     @property
+    def name(self) -> str:
+        """What the line's results are called."""
+        return self.file.removesuffix(".onnx") + ("" if self.clip else "_unclipped")
+
+    @property
     def linear(self) -> str:
         """The method of the column CRE Lin, or CRE CRO for sigmoid and tanh."""
         return "fastlin" if self.key[2] == "relu" else "crown"
@@ -83,20 +88,21 @@ class Row:
 
     def job(self, models: Path, data: Path, results: Path) -> Job:
         """The evaluation of this line over all images there are."""
-        name = self.file.removesuffix(".onnx") + ("" if self.clip else "_unclipped")
-        return Job(models / self.file, self.key[0], data / self.key[0], self.settings, out=results / f"{name}.jsonl")
+        return Job(models / self.file, self.key[0], data / self.key[0], self.settings, out=results / f"{self.name}.jsonl")
 
 
 def rows(models: Path, only: str) -> Iterator[Row]:
-    """The lines of all tables whose file name contains `only`: MNIST first, small networks first, those that keep the attack busy last."""
+    """The lines of all tables whose name contains `only`: MNIST first, small networks first, those that keep the attack busy last."""
     with (models / "index.csv").open() as file:
-        entries = [entry for entry in csv.DictReader(file) if only in entry["file"]]
+        entries = list(csv.DictReader(file))
     long = ("plain", "AT")
     entries.sort(key=lambda e: (e["dataset"] != "mnist", e["norm"] == "l2", e["architecture"] != "fc1", e["thesis_row"] in long))
     for entry in entries:
         key = tuple(entry[name] for name in ("dataset", "architecture", "activation", "norm", "thesis_row"))
         for clip in (True, False) if entry["norm"] == "l2" else (True,):
-            yield Row(entry["file"], key, float(entry["eps"]), clip)
+            row = Row(entry["file"], key, float(entry["eps"]), clip)
+            if only in row.name:
+                yield row
 
 
 def figures(row: Row, found: Evaluation) -> dict[str, float | None]:
@@ -149,7 +155,7 @@ def main() -> None:
     parser.add_argument("--models", type=Path, default=Path("../shared/models"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--results", type=Path, default=Path("results/thesis"))
-    parser.add_argument("--only", default="", help="part of the file names to run")
+    parser.add_argument("--only", default="", help="part of the names to run")
     parser.add_argument("--report", action="store_true", help="print what is there without working further")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
