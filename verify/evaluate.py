@@ -314,10 +314,12 @@ def _attack(network: Network, region: LpBall, labels: np.ndarray, settings: Sett
 
 
 def _breaks(network: Network, region: LpBall, labels: np.ndarray, index: int, point: Tensor) -> bool:
-    """Whether a point of region `index` is certainly inside it and not classified as its label."""
+    """Whether a point of region `index` is certainly inside it and not classified as its label; NaN classifies nothing."""
     x = point.detach().cpu()
-    inside = bool(region.select(slice(index, index + 1)).contains(x[None, None])[0, 0])
-    return inside and not _wins(_outputs(network, x[None].numpy()), labels[index : index + 1])[0]
+    if not bool(region.select(slice(index, index + 1)).contains(x[None, None])[0, 0]):
+        return False
+    y = _outputs(network, x[None].numpy())
+    return bool(np.isfinite(y).all()) and not _wins(y, labels[index : index + 1])[0]
 
 
 def _check(network: Network, images: np.ndarray, labels: np.ndarray) -> None:

@@ -23,15 +23,17 @@ ZEROS = np.zeros(4, np.uint8)
 
 
 class Always:
-    """A model for which one class always wins."""
+    """A model for which one class always wins, unless the first input is so small that all it returns is NaN."""
 
     input_dtype = np.dtype(np.float32)
 
-    def __init__(self, label: int, features: int = 2) -> None:
-        self.label, self.input_shape = label, (features,)
+    def __init__(self, label: int, features: int = 2, fails_below: float = -1.0) -> None:
+        self.label, self.input_shape, self.fails_below = label, (features,), fails_below
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return np.tile(np.arange(2) == self.label, (len(x), 1)).astype(np.float32)
+        y = np.tile(np.arange(2) == self.label, (len(x), 1)).astype(np.float32)
+        y[x[:, 0] < self.fails_below] = np.nan
+        return y
 
 
 @pytest.fixture
@@ -152,6 +154,7 @@ def test_a_hit_counts_only_if_the_original_model_confirms_it(identity: Network) 
     images, settings = IMAGES[1:2], Settings(0.1, methods=("pgd",), steps=5, restarts=2)
     assert evaluate(identity, images, ZEROS[:1], settings).pgd_error == 100
     assert evaluate(replace(identity, original=Always(0)), images, ZEROS[:1], settings).pgd_error == 0
+    assert evaluate(replace(identity, original=Always(0, fails_below=0.6)), images, ZEROS[:1], settings).pgd_error == 0
 
 
 def test_a_hit_outside_the_region_does_not_count(identity: Network) -> None:
