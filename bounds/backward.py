@@ -22,6 +22,7 @@ from bounds.errors import MemoryLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
 from bounds.local import LocalWalk, Rows, is_local
+from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input
 from bounds.region import Box, Region
 from bounds.trace import Planes, Trace
@@ -169,18 +170,23 @@ class _Walk:
 
 def _concretize(view: View, planar: Planar) -> tuple[Tensor, Tensor]:
     """Bounds of the rows' deviations over the regions from below and (for two-sided walks) above, float64, outward; (images, rows)."""
-    region = view.region()
+    region, network = view.region(), view.trace.network
     rows = planar.lower.shape[1]
     fall = region.decrease(planar.A)
     if planar.doubled:
-        return _less(planar.lower, fall[:, :rows]), -_less(planar.upper, fall[:, rows:])
+        return _less(network, planar.lower, fall[:, :rows]), -_less(network, planar.upper, fall[:, rows:])
     rise = fall if region.symmetric or not planar.two_sided else region.decrease(-planar.A)
-    return _less(planar.lower, fall), -_less(planar.upper, rise)
+    return _less(network, planar.lower, fall), -_less(network, planar.upper, rise)
 
 
-def _less(constant: Tensor, fall: Tensor) -> Tensor:
-    """constant - fall, less what a few dozen float64 roundings can amount to."""
-    return constant - fall - rounding.gamma(64, _EXACT) * (constant.abs() + fall)
+def _less(network: Network, constant: Tensor, fall: Tensor) -> Tensor:
+    """constant - fall, less what the float64 roundings of a walk can amount to."""
+    return constant - fall - _accumulated(network) * (constant.abs() + fall)
+
+
+def _accumulated(network: Network) -> float:
+    """Relative allowance for the float64 sum of a walk's constants, which all have one sign: a few roundings a node."""
+    return rounding.gamma(64 + 4 * len(network.nodes), _EXACT)
 
 
 def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: Unstable | None = None) -> Interval:
@@ -251,7 +257,7 @@ def _walk_elements(view: View, rows: Rows) -> tuple[Tensor, Tensor]:
     if falls is None:
         return _concretize(view, _Walk(view, local.dense(), lower, upper, two_sided).run(resume))
     fall, rise = (t.view(rows.elements.shape) for t in falls)
-    return _less(lower, fall), -_less(upper, rise)
+    return _less(network, lower, fall), -_less(network, upper, rise)
 
 
 def _first_coefficients(view: View, rows: Rows) -> dict[int, Tensor]:
@@ -357,8 +363,9 @@ def _linear_bounds(view: View, planar: Planar, value: Tensor, slack: Tensor) -> 
 
     low, low_error = constant(lower_A)
     high, high_error = constant(upper_A)
-    lower_b = rounding.below(low + planar.lower, low_error + rounding.gamma(4, _EXACT) * planar.lower.abs())
-    upper_b = rounding.above(high - planar.upper, high_error + rounding.gamma(4, _EXACT) * planar.upper.abs())
+    accumulated = _accumulated(view.trace.network)
+    lower_b = rounding.below(low + planar.lower, low_error + accumulated * planar.lower.abs())
+    upper_b = rounding.above(high - planar.upper, high_error + accumulated * planar.upper.abs())
     return LinearBounds(lower_A, lower_b, upper_A, upper_b)
 
 

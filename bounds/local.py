@@ -71,7 +71,7 @@ class LocalWalk:
         here = as_map(node.shape)
         if here is None or any(as_map(shape) is None for shape in shapes):
             return False
-        patch = self.pending[index]
+        patch, constants = self.pending[index], (self.lower, self.upper)
         if isinstance(node.op, Activation):
             results: tuple[Patch, ...] | None = (self._through_activation(index, patch),) if node.shape == shapes[0] else None
         elif isinstance(node.op, Affine):
@@ -85,6 +85,7 @@ class LocalWalk:
             held = arrived.get(source, self.pending.get(source))
             total = result if held is None else held.merge(result)
             if total is None:
+                self.lower, self.upper = constants
                 return False
             arrived[source] = total
         del self.pending[index]
@@ -99,7 +100,7 @@ class LocalWalk:
         slope, gap, charge = parts[:3]
         negative = patch.A.clamp(max=0)
         paid = _payment(patch, charge)
-        slack = 1 + rounding.gamma(patch.size[0] * patch.size[1] + 2, patch.A.dtype)
+        slack = 1 + patch.sums_error()
         self.lower = self.lower - paid + slack * Patch.sums(negative * gap)
         self.upper = self.upper - paid
         if self.rows.sign is None:

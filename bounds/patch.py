@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bounds import rounding
+
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
 
@@ -73,6 +75,10 @@ class Patch:
     def sums(values: Tensor) -> Tensor:
         """Sums over a window's positions in the working type, then over channels in float64: (T, channels, height, width) -> (T,)."""
         return values.permute(0, 2, 3, 1).flatten(1, 2).sum(1).to(torch.float64).sum(1)
+
+    def sums_error(self) -> float:
+        """Relative error allowance of `sums` of products with windows like these."""
+        return rounding.gamma(self.size[0] * self.size[1] + 2, self.A.dtype) + rounding.gamma(self.A.shape[1] + 2, torch.float64)
 
     def inside(self, height: int, width: int) -> Patch:
         """The same patch with entries beyond the edges of a (height, width) map set to zero."""

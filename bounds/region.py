@@ -9,7 +9,7 @@ import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -177,8 +177,7 @@ class Box(Region):
     def decrease_patch(self, patch: Patch) -> Tensor:
         dtype = patch.A.dtype
         total = patch.sums(patch.A.abs() * patch.windows(as_maps(self.radius(dtype))))
-        terms = patch.size[0] * patch.size[1] + 2
-        return rounding.above(total, rounding.gamma(terms, dtype) * total + rounding.underflow(patch.A[0].numel(), dtype))
+        return rounding.above(total, patch.sums_error() * total + rounding.underflow(patch.A[0].numel(), dtype))
 
     def project(self, x: Tensor) -> Tensor:
         return _clamp(x, Interval(self.lower, self.upper))
@@ -273,13 +272,16 @@ class LpBall(Region):
         low, high = (torch.as_tensor(side) for side in self.domain)
         return box.intersect(Interval(low, high))
 
+    @functools.cached_property
+    def _extents(self) -> tuple[Tensor, Tensor]:
+        """How far each feature of the box lies below and above the centre, rounded upward; (B, *shape) each."""
+        box = self.box()
+        return rounding.sum_above(self.center, -box.lower), rounding.sum_above(box.upper, -self.center)
+
     def decrease(self, A: Tensor) -> Tensor:
         if self.p == math.inf:
-            box = self.box()
-            shifted = Interval(rounding.sum_below(box.lower, -self.center), rounding.sum_above(box.upper, -self.center))
-            wide = A.to(_EXACT).flatten(2)
-            down, up = -shifted.lower.flatten(1), shifted.upper.flatten(1)
-            return rounding.dot_above(wide.clamp(min=0), down) + rounding.dot_above(-wide.clamp(max=0), up)
+            wide, (down, up) = A.to(_EXACT).flatten(2), self._extents
+            return rounding.dot_above(wide.clamp(min=0), down.flatten(1)) + rounding.dot_above(-wide.clamp(max=0), up.flatten(1))
         eps, limits = self._eps.flatten(1).unsqueeze(1), self._limits(lambda side: side.flatten(1).unsqueeze(1))
         rows = max(1, _CACHED // (A.shape[0] * math.prod(self.shape))) if A.device.type == "cpu" else A.shape[1]
         parts = [self._gain(part.to(_EXACT) * eps, limits) for part in A.flatten(2).split(rows, dim=1)]
@@ -287,8 +289,10 @@ class LpBall(Region):
 
     def decrease_patch(self, patch: Patch) -> Tensor:
         if self.p == math.inf:
-            box = self.box()
-            return Box(box.lower, box.upper).decrease_patch(patch)
+            wide, (down, up) = replace(patch, A=patch.A.to(_EXACT)), self._extents
+            fall = wide.A.clamp(min=0) * wide.windows(as_maps(down)) - wide.A.clamp(max=0) * wide.windows(as_maps(up))
+            total = wide.sums(fall)
+            return rounding.above(total, wide.sums_error() * total + rounding.underflow(fall[0].numel(), _EXACT))
 
         def windows(values: Tensor) -> Tensor:
             return patch.windows(as_maps(values)).flatten(1)
