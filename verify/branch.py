@@ -112,7 +112,7 @@ class _Search:
 
     def bound(self, lower: Tensor, upper: Tensor) -> Falsified | None:
         """Bound a batch of boxes; keep the open ones and try their lowest points."""
-        narrow = bool(((upper - lower).amax(1) < _NARROW * self.width.max()).any())
+        narrow = not self.query.in_float32 or bool(((upper - lower).amax(1) < _NARROW * self.width.max()).any())
         bounds = self.engine(torch.float64 if narrow else torch.float32)(self.region(lower, upper))
         rows = torch.maximum(bounds.objective.lower.cpu(), self.query.lower)
         worst = self.goal.worst(rows)

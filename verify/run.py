@@ -47,8 +47,8 @@ def default_stages(seed: int = 0) -> tuple[Stage, ...]:
         Bound("crown", _crown),
         Falsify(Pgd(steps=60, restarts=250, seed=seed + 1), seconds=2.0),
         SplitInput(),
-        Exact(seconds=3.0, most_unstable=300),
-        Falsify(Pgd(steps=100, restarts=4000, seed=seed + 2), seconds=5.0),
+        Exact(seconds=3.0, most_unstable=3000),
+        Falsify(Pgd(steps=100, restarts=4000, seed=seed + 2), seconds=3.0),
         Tighten(seconds=20.0),
         Exact(),
     )

@@ -97,6 +97,12 @@ class Query:
         return margins(self.specification)
 
     @property
+    def in_float32(self) -> bool:
+        """Whether the rows are exact in float32, so that engines can work in it."""
+        C = self.goal.C
+        return bool((C.to(torch.float32).to(C) == C).all())
+
+    @property
     def bound(self) -> float | None:
         """The best proven lower bound of the worst margin, or None."""
         worst = max(float(self.goal.worst(self.lower)), self.floor)
@@ -191,9 +197,7 @@ class Bound:
     kind: str = "bounds"
 
     def __call__(self, query: Query) -> Verdict | Query:
-        goal = query.goal
-        narrow = bool((goal.C.to(torch.float32).to(goal.C) == goal.C).all())
-        for dtype in (torch.float32, torch.float64) if narrow else (torch.float64,):
+        for dtype in (torch.float32, torch.float64) if query.in_float32 else (torch.float64,):
             try:
                 query, near = self._improve(query, dtype)
             except NumericsError:
@@ -289,15 +293,15 @@ class Exact:
     kind: str = "milp"
 
     def __call__(self, query: Query) -> Verdict | Query:
-        from milp.prove import most_promising_first
-        from milp.solvers import default_solver, get_solver
-
         if query.options.semantics != "real":
             return query.noting("the exact stage proves real arithmetic only, not float32-any-order")
         if not query.intervals:
             return query.noting("the exact stage needs bounds of every node, and no engine finished")
         if query.unstable > self.most_unstable:
             return query
+        from milp.prove import most_promising_first
+        from milp.solvers import default_solver, get_solver
+
         try:
             solver = default_solver() if self.solver is None else get_solver(self.solver)
             second = get_solver(query.options.confirm) if query.options.confirm else None
