@@ -18,10 +18,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import bounds
-import bounds.trace
+from bounds import backward, lagrange
 from bounds.crown import Crown, CrownIbp, FastLin
 from bounds.engine import Bounds
 from bounds.errors import MemoryLimitError, NumericsError, ShapeError, TimeLimitError
@@ -29,13 +31,17 @@ from bounds.ibp import Ibp
 from bounds.interval import Interval
 from bounds.linear import Halfspaces
 from bounds.network import Network
-from bounds.ops.affine import Linear
-from bounds.ops.piecewise import Relu
+from bounds.ops.affine import AddBranches, Linear, SubBranches
+from bounds.ops.base import Op
+from bounds.ops.piecewise import Abs, Clip, LeakyRelu, Relu
+from bounds.ops.shape import Concat, Slice
+from bounds.ops.smooth import Sigmoid, Tanh
 from bounds.region import Box, LpBall, Region
+from bounds.trace import Trace
 from milp.encode import encode
 from milp.program import Status
 from milp.solvers import get_solver
-from tests.bounds.networks import PIECEWISE, REGIONS, ZOO, chain, regions
+from tests.bounds.networks import PIECEWISE, REGIONS, ZOO, build, chain, regions
 from verify.attack import Pgd
 from verify.spec import Margins
 
@@ -446,3 +452,144 @@ def test_any_order_is_wider_than_real(engine: Any) -> None:
                 a, b = real.intervals[index], wide.intervals[index]
                 slack = 50 * torch.finfo(engine.dtype).eps * (1 + a.magnitude.max())
                 assert bool((b.lower <= a.lower + slack).all() and (b.upper >= a.upper - slack).all())
+
+
+# ------------------------------------------------------------------------------------------------------------------ random networks
+
+ACTIVATIONS = [Relu(), LeakyRelu(0.25), LeakyRelu(-0.5), Clip(-0.5, 1.0), Clip(0.25), Abs(), Sigmoid(), Tanh()]
+
+
+@st.composite
+def random_networks(draw: st.DrawFn) -> Network:
+    """A graph of affine nodes, activations, sums, differences, concatenations and slices of vectors; later nodes are likelier read."""
+    rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
+    sizes, layers = [draw(st.integers(1, 3))], []
+
+    def add(op: Op, inputs: tuple[int, ...], size: int) -> None:
+        layers.append((op, inputs))
+        sizes.append(size)
+
+    for _ in range(draw(st.integers(2, 9))):
+        source = len(sizes) - 1 - min(draw(st.integers(0, 2)), len(sizes) - 1)
+        kind = draw(st.sampled_from(["linear", "linear", "activation", "activation", "sum", "difference", "concat", "slice"]))
+        equal = [k for k, size in enumerate(sizes) if size == sizes[source]]
+        other = draw(st.sampled_from(equal))
+        if kind == "linear":
+            size = draw(st.integers(1, 4))
+            add(Linear(torch.randn(size, sizes[source], generator=rng), torch.randn(size, generator=rng) / 2), (source,), size)
+        elif kind == "activation":
+            add(draw(st.sampled_from(ACTIVATIONS)), (source,), sizes[source])
+        elif kind in ("sum", "difference"):
+            add(AddBranches() if kind == "sum" else SubBranches(), (source, other), sizes[source])
+        elif kind == "concat":
+            add(Concat(0), (source, other), 2 * sizes[source])
+        else:
+            start = draw(st.integers(0, sizes[source] - 1))
+            add(Slice(((start, sizes[source], 1),)), (source,), sizes[source] - start)
+    add(Linear(torch.randn(2, sizes[-1], generator=rng)), (len(sizes) - 1,), 2)
+    return build((sizes[0],), *layers)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(random_networks(), st.sampled_from(REGIONS), st.lists(st.sampled_from(TABLE), min_size=3, max_size=3, unique=True))
+def test_random_networks(network: Network, kind: str, some: list[Any]) -> None:
+    region = regions(network, kind)
+    points = torch.cat([region.sample(40, torch.Generator().manual_seed(0)).double(), corners(region).double()], dim=1)
+    found = evaluated(network, region, points)
+    size = max(float(v.abs().max()) for v in found.values)
+    for engine in some:
+        assert violations(found, engine(network, region, objective(network)), rounding=1e-12 * (1 + size)) == [], label(engine)
+
+
+# ------------------------------------------------------------------------------------------------------------------------- planted
+
+
+def _sum_of_steps(patch: pytest.MonkeyPatch) -> None:
+    """The step between the slopes with the wrong sign."""
+    visit = Trace._visit_activation
+
+    def mutated(self: Trace, index: int, *rest: Any) -> None:
+        visit(self, index, *rest)
+        self.planes[index] = replace(self.planes[index], step=-self.planes[index].step)
+
+    patch.setattr(Trace, "_visit_activation", mutated)
+
+
+def _half_gaps(patch: pytest.MonkeyPatch) -> None:
+    visit = Trace._visit_activation
+
+    def mutated(self: Trace, index: int, *rest: Any) -> None:
+        visit(self, index, *rest)
+        self.planes[index] = replace(self.planes[index], gap=self.planes[index].gap / 2)
+
+    patch.setattr(Trace, "_visit_activation", mutated)
+
+
+def _last_branch_only(patch: pytest.MonkeyPatch) -> None:
+    """Where paths meet, the one that came first is forgotten."""
+    patch.setattr(backward._Walk, "_add", lambda self, index, A: self.pending.__setitem__(index, A))
+
+
+def _other_side(patch: pytest.MonkeyPatch) -> None:
+    """Negated rows take the lower planes of the rows themselves."""
+    patch.setattr(backward._Walk, "_double", lambda self, A: setattr(self, "doubled", True) or torch.cat([A, A], dim=1))
+
+
+def _half_regions(patch: pytest.MonkeyPatch) -> None:
+    for region in (Box, LpBall):
+        decrease = region.decrease
+        patch.setattr(region, "decrease", lambda self, A, decrease=decrease: decrease(self, A) / 2)
+
+
+def _swapped_images(patch: pytest.MonkeyPatch) -> None:
+    """Planes of another region of the batch."""
+    planes = backward.View.planes
+
+    def mutated(self: backward.View, index: int) -> Any:
+        found = planes(self, index)
+        return replace(found, slope=found.slope.roll(1, 0), gap=found.gap.roll(1, 0))
+
+    patch.setattr(backward.View, "planes", mutated)
+
+
+def _negative_part_only(patch: pytest.MonkeyPatch) -> None:
+    """Interval propagation through W without |W|: radii are multiplied by W itself."""
+    linear = Linear.linear
+    patch.setattr(Linear, "linear", lambda self, *xs, absolute=False: linear(self, *xs))
+
+
+PLANTED = {
+    "sign of steps": (_sum_of_steps, "relu", "box", Crown()),
+    "half gaps": (_half_gaps, "leaky", "box", Crown()),
+    "half gaps, parallel": (_half_gaps, "leaky", "box", FastLin()),
+    "half gaps, maxima": (_half_gaps, "max pool", "box", CrownIbp()),
+    "a branch dropped": (_last_branch_only, "residual", "box", Crown()),
+    "a branch dropped, difference": (_last_branch_only, "difference", "box", FastLin()),
+    "other side": (_other_side, "leaky", "box", CrownIbp()),
+    "half regions": (_half_regions, "affine", "l2", Crown()),
+    "half regions, clipped": (_half_regions, "one hidden layer", "l1 domain", Crown()),
+    "swapped images": (_swapped_images, "relu", "box", Crown()),
+    "weights without absolute values": (_negative_part_only, "relu", "box", Ibp()),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_bugs_are_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant, network, kind, engine = PLANTED[name]
+    found = truth(network, kind)
+    assert violations(found, engine(found.network, found.region, objective(found.network))) == []
+    plant(monkeypatch)
+    assert violations(found, engine(found.network, found.region, objective(found.network))) != []
+
+
+@pytest.mark.parametrize("factor", [1e-3, 0.5, 3.0, 1e3])
+@pytest.mark.parametrize("kind", ["l2", "l2 domain"])
+def test_a_wrong_multiplier_costs_tightness_only(kind: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lagrange duality: every positive multiplier gives a bound, the right one the best."""
+    found = truth("leaky", kind)
+    right = Crown()(found.network, found.region, objective(found.network)).objective
+    multiplier = lagrange._multiplier
+    monkeypatch.setattr(lagrange, "_multiplier", lambda *args: factor * multiplier(*args))
+    wrong = Crown()(found.network, found.region, objective(found.network))
+    assert violations(found, wrong) == []
+    assert bool((wrong.objective.width[:2] > right.width[:2]).all())
