@@ -317,7 +317,7 @@ def test_no_objective_means_the_outputs(engine: Any) -> None:
 
 
 @each_engine
-@pytest.mark.parametrize("name", ["convolutional", "max pool"])
+@pytest.mark.parametrize("name", ["residual", "max pool"])
 def test_chunks_change_roundings_only(engine: Any, name: str) -> None:
     network = ZOO[name]
     widest = max(math.prod(node.shape) for node in network.nodes)
@@ -440,7 +440,7 @@ def test_objectives_that_do_not_fit(engine: Any) -> None:
 
 @each_engine
 def test_any_order_is_wider_than_real(engine: Any) -> None:
-    for name in ("residual", "batch norm", "max pool", "sigmoid", "activation chain"):
+    for name in ("batch norm", "smooth and max", "activation chain"):
         network = ZOO[name]
         for kind in ("box", "l2"):
             region, C = regions(network, kind), objective(network)
@@ -490,7 +490,7 @@ def random_networks(draw: st.DrawFn) -> Network:
     return build((sizes[0],), *layers)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(random_networks(), st.sampled_from(REGIONS), st.lists(st.sampled_from(TABLE), min_size=3, max_size=3, unique=True))
 def test_random_networks(network: Network, kind: str, some: list[Any]) -> None:
     region = regions(network, kind)
