@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bounds.errors import SolverMissingError
+from bounds.errors import SolverMissingError, UnsupportedOpError
 from bounds.linear import Halfspaces
 from bounds.network import Network
 from bounds.region import Region
@@ -76,15 +76,20 @@ def prove(
     """Whether some x of the region has f(x) in the unsafe set, decided as cheaply as possible.
 
     First the linear relaxation, whose safe dual bound is a rigorous proof if positive and whose optimum may already be a counterexample;
-    then the exact program, stopped at the sign. An l2 ball is approached from outside by tangent cuts. `confirm`, a second solver, must
-    agree with a proof that rests on the first one's tolerances.
+    then the exact program, stopped at the sign (a network with smooth activations has none and is left at its relaxation). An l2 ball is
+    approached from outside by tangent cuts. `confirm`, a second solver, must agree with a proof that rests on the first one's tolerances.
 
     Property: sound up to the stated tolerances; complete up to them and the limits. Semantics: real arithmetic.
     Raises: see `milp.encode.encode`; KeyboardInterrupt is passed on.
     """
     start = time.perf_counter()
     memory = DEFAULT_MEMORY_MB if limits.memory_mb is None else limits.memory_mb
-    encoding = encode(network, region, unsafe, intervals, memory_mb=memory)
+    try:
+        encoding = encode(network, region, unsafe, intervals, memory_mb=memory)
+    except UnsupportedOpError as error:
+        encoding = encode(network, region, unsafe, intervals, relaxed=True, memory_mb=memory)
+        relaxed = _Question(network, region, unsafe, encoding, solver, limits, start).relaxation([])
+        return relaxed if relaxed.status != "undecided" else replace(relaxed, reason=str(error))
     return _Question(network, region, unsafe, encoding, solver, limits, start).answer(confirm)
 
 
@@ -102,7 +107,7 @@ class _Question:
 
     def answer(self, confirm: Solver | None) -> Outcome:
         cuts: list[Cut] = []
-        relaxed = self._relaxation(cuts)
+        relaxed = self.relaxation(cuts)
         if relaxed.status == "proved" or relaxed.status == "point":
             return relaxed
         if self._out_of_time():
@@ -112,7 +117,7 @@ class _Question:
             return exact
         return self._confirmed(exact, confirm, cuts)
 
-    def _relaxation(self, cuts: list[Cut]) -> Outcome:
+    def relaxation(self, cuts: list[Cut]) -> Outcome:
         """The linear relaxation, refined by cuts where the region is a ball."""
         best: float | None = None
         program = self.encoding.program
@@ -133,7 +138,7 @@ class _Question:
                 break
             cuts.append(cut)
             session.add_rows(*cut_rows(self.encoding.inputs, [cut], program.columns))
-        return self._outcome("undecided", best, reason="the linear relaxation does not decide")
+        return self._outcome("undecided", best, proof="rigorous", reason="the linear relaxation does not decide")
 
     def _exact(self, cuts: list[Cut], bound: float | None) -> Outcome:
         """The exact program, solved again with one more cut as long as its answer is a point outside the ball."""

@@ -345,6 +345,8 @@ class Exact:
             if witness is not None:
                 return witness
             query = query.meeting(torch.from_numpy(found.point))
+        if found.proof == "rigorous" and found.bound is not None:
+            query = replace(query, lower=_raised(query, number, found.bound))
         reason = found.reason if found.status != "point" else "the solver's point violates the property only within its tolerances"
         return query.noting(f"{self.name}: {reason}")
 
@@ -353,12 +355,18 @@ def _closed(query: Query, number: int, found: Outcome) -> Query:
     """The query with one set proven impossible by the exact stage."""
     closed = query.closed.clone()
     closed[number] = True
-    lower, (start, stop) = query.lower.clone(), query.goal.ranges[number]
-    if found.bound is not None and stop - start == 1:
-        lower[start] = max(float(lower[start]), math.nextafter(float(query.goal.d[start]) + found.bound, -math.inf))
+    lower = query.lower if found.bound is None else _raised(query, number, found.bound)
     proof = _weaker(query.proof, found.proof)
     details = query.details if str(found) in query.details else (*query.details, str(found))
     return replace(query, closed=closed, lower=lower, proof=proof, details=details)
+
+
+def _raised(query: Query, number: int, bound: float) -> Tensor:
+    """The lower bounds after a bound of one set's margin; a set of several rows has no single row to raise."""
+    lower, (start, stop) = query.lower.clone(), query.goal.ranges[number]
+    if stop - start == 1:
+        lower[start] = max(float(lower[start]), math.nextafter(float(query.goal.d[start]) + bound, -math.inf))
+    return lower
 
 
 def _weaker(first: Proof, second: Proof) -> Proof:

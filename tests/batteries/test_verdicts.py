@@ -244,9 +244,16 @@ def test_smooth_functions_are_bounded_but_not_solved() -> None:
     safe, broken = both_sides("sigmoid", one(Sigmoid()), box(-1.0, 1.0, 2), maximum)
     assert kind(safe, None) == VERIFIED
     assert kind(broken, None) == FALSIFIED
-    verdict = verify(broken.network, broken.question, stages=exactly()).verdict
+    constant = chain(1, (Linear(torch.tensor([[1.0], [-1.0]]), None), 2), (Sigmoid(), 2), (Linear(torch.ones(1, 2), None), 1))
+    question = above(constant, box(-4.0, 4.0, 1), 1.01)
+    verdict = verify(constant, question, stages=exactly()).verdict
     assert isinstance(verdict, Unknown)
     assert "no exact MILP form" in verdict.reason
+    assert verdict.bound is not None
+    by_crown = verify(constant, question, stages=BOUNDS).verdict
+    assert isinstance(by_crown, Unknown)
+    assert by_crown.bound is not None
+    assert by_crown.bound <= verdict.bound <= 0.01
 
 
 def tight_relaxation(patch: pytest.MonkeyPatch) -> None:
