@@ -49,5 +49,6 @@ def test_readme_example_runs(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     blocks = re.findall(r"```python\n(.*?)```", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     monkeypatch.chdir(root)
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    namespace: dict[str, object] = {}
+    for block in blocks:  # a later block goes on where the one before stopped
+        exec(compile(block, "README.md", "exec"), namespace)
