@@ -177,8 +177,8 @@ printed network. Rows over fewer than 10,000 images are not compared. Times are 
 - `fastlin` is Fast-Lin alone: hidden intervals are not cut with interval propagation's.
 - Float32 rounding is inside every bound; margins that it leaves within rounding of zero are proven again in float64. Without that step
   CRE IBP of fc1 KW is 69.32 instead of 69.20.
-- l2: "clipped" rows use the exact intersection of ball and [0, 1] for every layer, "not clipped" rows the ball alone. Neither is what the
-  printed CRE Lin was made with: there the hidden intervals are those of the ball, and only the margins' planes are minimised over ball and
+- l2: "clipped" rows use the exact intersection of ball and [0, 1] for every layer, "not clipped" rows the ball alone. The printed CRE Lin
+  agrees with neither but with a mixture: hidden intervals on the ball alone, and only the margins' planes minimised over ball and
   [0, 1], as in the polyhedral envelope. `--l2` computes that: fc1 L-PER+at 4.84 (printed 4.84).
 
 """
