@@ -174,28 +174,31 @@ def read(path: Path) -> dict[tuple[str, str, str], Record]:
     return records
 
 
-def summary(records: Sequence[Record]) -> str:
-    """A Markdown table with one row a family."""
+def summary(records: Sequence[Record], limit: float) -> str:
+    """A Markdown table with one row a family; an unknown within less than `limit` seconds may still be solved."""
     lines = [
-        "| family | solved of | verified (solver proofs) | falsified (rounded inputs) | unknown | errors | contradictions "
+        "| family | solved of | verified (solver proofs) | falsified (rounded inputs) | unknown (asked with a shorter limit) | errors | contradictions "
         "| median s | max s | median CPU s | max CPU s | peak MB | over the limit by > 1 s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    families = [family for family in dict.fromkeys((*FAMILIES, *(r.family for r in records))) if any(r.family == family for r in records)]
-    lines += [_row(family, [r for r in records if r.family == family]) for family in families]
-    return "\n".join([*lines, _row("all", records)] if records else lines)
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(f"{record.family} (sigmoid)" if "SIGMOID" in record.net else record.family, []).append(record)
+    lines += [_row(name, group, limit) for name, group in groups.items()]
+    return "\n".join([*lines, _row("all", records, limit)] if records else lines)
 
 
-def _row(name: str, records: Sequence[Record]) -> str:
+def _row(name: str, records: Sequence[Record], limit: float) -> str:
     verified = [r for r in records if r.verdict == "verified"]
     falsified = [r for r in records if r.verdict == "falsified"]
     unknown, errors = (sum(r.verdict == kind for r in records) for kind in ("unknown", "error"))
     seconds = [r.process_seconds for r in records]
     solver, rounded = sum(r.proof == "solver" for r in verified), sum(r.rounded > 0 for r in falsified)
     cpu = [r.cpu_seconds for r in records]
+    short = sum(r.verdict == "unknown" and r.limit < limit for r in records)
     late = sum(r.overrun > LATE for r in records)
     return (
-        f"| {name} | {len(verified) + len(falsified)} of {len(records)} | {len(verified)} ({solver}) | {len(falsified)} ({rounded}) | {unknown} "
+        f"| {name} | {len(verified) + len(falsified)} of {len(records)} | {len(verified)} ({solver}) | {len(falsified)} ({rounded}) | {unknown} ({short}) "
         f"| {errors} | {sum(r.contradicts for r in records)} | {statistics.median(seconds):.1f} | {max(seconds):.1f} "
         f"| {statistics.median(cpu):.1f} | {max(cpu):.1f} "
         f"| {max(r.peak_mb for r in records):.0f} | {late} |"
@@ -231,7 +234,7 @@ def main() -> None:
             flush=True,
         )
     found = read(options.out)
-    print(summary([found[instance.key] for instance in wanted if instance.key in found]))
+    print(summary([found[instance.key] for instance in wanted if instance.key in found], options.timeout))
 
 
 if __name__ == "__main__":
