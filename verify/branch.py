@@ -11,7 +11,6 @@ import heapq
 import itertools
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from bounds.crown import Crown
 from bounds.engine import Bounds
-from bounds.errors import MemoryLimitError, TimeLimitError
+from bounds.errors import MemoryLimitError, NumericsError, TimeLimitError
 from bounds.interval import Interval
 from bounds.network import Network
 from bounds.region import Box, LpBall, Region
@@ -112,8 +111,7 @@ class _Search:
 
     def bound(self, lower: Tensor, upper: Tensor) -> Falsified | None:
         """Bound a batch of boxes; keep the open ones and try their lowest points."""
-        narrow = not self.query.in_float32 or bool(((upper - lower).amax(1) < _NARROW * self.width.max()).any())
-        bounds = self.engine(torch.float64 if narrow else torch.float32)(self.region(lower, upper))
+        bounds = self.planes(lower, upper)
         rows = torch.maximum(bounds.objective.lower.cpu(), self.query.lower)
         worst = self.goal.worst(rows)
         closed = (self.goal.impossible(rows) | self.query.closed).all(-1)
@@ -132,17 +130,22 @@ class _Search:
             self.push(float(worst[index]), low[k], high[k], int(axes[k]))
         return self.attack(A, low, high)
 
-    def engine(self, dtype: torch.dtype) -> Callable[[Region], Bounds]:
+    def planes(self, lower: Tensor, upper: Tensor) -> Bounds:
+        """CROWN on a batch of boxes, in float64 where float32 would not do."""
+        narrow = not self.query.in_float32 or bool(((upper - lower).amax(1) < _NARROW * self.width.max()).any())
+        if not narrow:
+            try:
+                return self.crown(torch.float32, lower, upper)
+            except NumericsError:
+                pass  # too large for float32: float64 says whether it is for good
+        return self.crown(torch.float64, lower, upper)
+
+    def crown(self, dtype: torch.dtype, lower: Tensor, upper: Tensor) -> Bounds:
         """CROWN for this question in one working type."""
         options = self.query.options
-        crown = Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=self.deadline)
-        known = self.query.intervals
-
-        def bounds(region: Region) -> Bounds:
-            shared = {i: _repeat(interval, region.batch) for i, interval in known.items()}
-            return crown(self.network, region, self.goal.C, shared or None)
-
-        return bounds
+        engine = Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=self.deadline)
+        known = {i: _repeat(interval, len(lower)) for i, interval in self.query.intervals.items()}
+        return engine(self.network, self.region(lower, upper), self.goal.C, known or None)
 
     def region(self, lower: Tensor, upper: Tensor) -> Box:
         """Flat rows as a batch of boxes of the network's input shape."""

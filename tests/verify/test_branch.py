@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bounds.errors import NumericsError
 from bounds.linear import Halfspaces
 from bounds.network import Network, Node
 from bounds.ops.affine import Linear
@@ -122,3 +123,14 @@ def test_a_dropped_half_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(branch, "_halves", first_halves_only)
     monkeypatch.setattr(branch._Search, "attack", lambda *_: None)
     assert isinstance(SplitInput()(query), Verified)  # wrong, and the comparison above would have said so
+
+
+def test_what_overflows_in_float32_is_bounded_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_in_float32(self: branch.Crown, *arguments: object, **options: object) -> object:
+        if self.dtype == torch.float32:
+            raise NumericsError("too large for float32")
+        return whole(self, *arguments, **options)  # type: ignore[arg-type]
+
+    whole = branch.Crown.__call__
+    monkeypatch.setattr(branch.Crown, "__call__", fails_in_float32)
+    assert isinstance(SplitInput()(_query([-1.0, -0.7], [0.9, 1.1], -0.2501)), Verified)
