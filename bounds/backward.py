@@ -11,7 +11,6 @@ Numerics: rigorous. Coefficients are taken as they are computed; what they diffe
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,9 +29,6 @@ from bounds.trace import Planes, Trace
 _EXACT = torch.float64
 _CACHED = 2**21
 """Elements of one coefficient tensor on a CPU: larger chunks leave the caches and cost up to half as much again."""
-_FEW = 24
-"""Up to so many rows of a region both sides are walked at once: a second walk would cost more than the rows it may save."""
-Unstable = Callable[[Interval], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,27 +185,18 @@ def _accumulated(network: Network) -> float:
     return rounding.gamma(64 + 4 * len(network.nodes), _EXACT)
 
 
-def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, unstable: Unstable | None = None) -> Interval:
+def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int) -> Interval:
     """Intervals of the elements of node `index` selected by `wanted` (B, *shape), the node's propagated interval elsewhere.
 
-    memory: how many elements the coefficient tensors of one chunk may hold at one node. unstable: maps an interval (B, *shape) to the mask of
-    elements worth bounding further. With it the side that the centre suggests is bounded first, and the other only where that leaves the
-    element unstable. Property: sound. Returns the working type.
+    memory: how many elements the coefficient tensors of one chunk may hold at one node. Property: sound. Returns the working type.
     """
     interval = trace.interval(index)
     best = Interval(interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone())
     rows = wanted.flatten(1)
-    if unstable is None and trace.parallel:
+    if trace.parallel:
         _bound_both(trace, index, rows, memory, best)
-    elif unstable is None:
-        _bound_sides(trace, index, (rows, rows), memory, best)
     else:
-        rising = (trace.center[index] > 0).flatten(1)
-        few = rows.sum(1, keepdim=True) <= _FEW  # decided for each region, so that its bounds do not depend on its batch
-        _bound_sides(trace, index, (rows & (rising | few), rows & (~rising | few)), memory, best)
-        shaped = Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape)).intersect(interval)
-        rows = rows & ~few & unstable(shaped).flatten(1)
-        _bound_sides(trace, index, (rows & ~rising, rows & rising), memory, best)
+        _bound_sides(trace, index, (rows, rows), memory, best)
     return Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape))
 
 

@@ -6,7 +6,6 @@ References: thesis section 3.1.1, Algorithm 3.1; Weng et al. 2018 (Fast-Lin); Zh
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -80,9 +79,7 @@ class LinearEngine:
             found = bound_node(trace, index, everything, limit)
             trace.narrow(index, found if known is None else found.intersect(known))
             return
-        unstable = functools.partial(_unstable, net, index)
-        found = bound_node(trace, index, unstable(interval), limit, unstable)
-        trace.narrow(index, found.intersect(interval))
+        trace.narrow(index, bound_node(trace, index, _unstable(net, index, interval), limit).intersect(interval))
 
 
 @dataclass(frozen=True)

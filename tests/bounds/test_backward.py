@@ -8,13 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from bounds import backward
 from bounds.backward import _chunks, _padded_indices, bound_node, bound_objective, bound_tail
 from bounds.engine import elements
 from bounds.errors import MemoryLimitError, TimeLimitError, UnsupportedOpError
-from bounds.interval import Interval
 from bounds.network import Network
 from bounds.ops.affine import AddBranches, Linear
 from bounds.ops.piecewise import Relu
@@ -118,27 +115,6 @@ def test_elements_that_are_not_wanted_keep_their_interval() -> None:
     assert bool((found.lower[wanted] != before.lower[wanted]).all())
     nothing = bound_node(trace, index, torch.zeros_like(wanted), PLENTY)
     assert torch.equal(nothing.lower, before.lower)
-
-
-@pytest.mark.parametrize("few", [0, 3, 48])
-def test_the_second_side_is_walked_only_where_the_first_leaves_it_open(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neurons that the first side decides are stable either way; the others get both sides, in whatever order."""
-    monkeypatch.setattr(backward, "_FEW", few)
-    network = ZOO["convolutional"]
-    trace = swept(network, regions(network, "box"))
-    index = network.preactivations[-1]
-    interval = trace.interval(index)
-
-    def unstable(x: Interval) -> Tensor:
-        return (x.lower < 0) & (x.upper > 0)
-
-    both = bound_node(trace, index, unstable(interval), PLENTY).intersect(interval)
-    found = bound_node(trace, index, unstable(interval), PLENTY, unstable).intersect(interval)
-    assert torch.equal(unstable(found), unstable(both))
-    open_ones = unstable(both)
-    assert bool(open_ones.any())
-    assert torch.allclose(found.lower[open_ones], both.lower[open_ones], rtol=1e-11)
-    assert torch.allclose(found.upper[open_ones], both.upper[open_ones], rtol=1e-11)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- chunks
