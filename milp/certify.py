@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import scipy.sparse as sparse
 import torch
 
 from bounds import rounding
@@ -51,17 +50,6 @@ def reduced_costs(program: Program, y: Array, c: Array) -> tuple[Array, Array]:
     exact = magnitude == 0
     lower = np.where(exact, value, np.nextafter(value - error, -np.inf))
     return lower, np.where(exact, value, np.nextafter(value + error, np.inf))
-
-
-def proves_infeasible(program: Program, row_duals: Array) -> bool:
-    """Whether the duals (a Farkas ray y with objective 0) prove that no point, integer or not, satisfies the program."""
-    return safe_dual_bound(program, row_duals, objective=np.zeros(program.columns), constant=0.0) > 0.0
-
-
-def product_error(matrix: sparse.csr_matrix, magnitude: Array, constant: Array) -> Array:
-    """Allowance for |fl(M v + c) - (M v + c)| with |v| <= magnitude, per row of M."""
-    terms = int(np.diff(matrix.indptr).max(initial=0)) + 2
-    return rounding.gamma(terms, _DTYPE) * (abs(matrix) @ magnitude + np.abs(constant)) + rounding.underflow(terms, _DTYPE)
 
 
 def _minimum_over_box(slope_lower: Array, slope_upper: Array, lower: Array, upper: Array) -> Array:

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import scipy.sparse as sparse
 
-from bounds.errors import NumericsError, ShapeError, SolverError
+from bounds.errors import NumericsError, ShapeError
 
 Array = np.ndarray
 
@@ -258,10 +258,3 @@ def conclude(
         status = Status.SIGN_DECIDED
     duals = answer.row_duals if x is not None or answer.row_duals is not None else None
     return Solution(status, x, objective, dual_bound, duals, seconds, solver, tolerances, detail)
-
-
-def require_finite_bounds(program: Program) -> None:
-    """Raises SolverError when a variable is unbounded, where a caller relies on a compact feasible set."""
-    unbounded = np.flatnonzero(~(np.isfinite(program.lower) & np.isfinite(program.upper)))
-    if unbounded.size:
-        raise SolverError(f"variable {unbounded[0]} of the program is unbounded; give every variable finite bounds")
