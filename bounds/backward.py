@@ -77,7 +77,7 @@ class Planar:
     two_sided: bool
 
 
-class _Walk:
+class Walk:
     """One walk's state: coefficients pending at nodes and constants (errors subtracted) so far.
 
     two_sided: bound the negated rows as well. They share the coefficients until the first activation whose slopes differ.
@@ -92,7 +92,7 @@ class _Walk:
     def run(self, start: int) -> Planar:
         """From node `start` down to the input."""
         for index in range(start, -1, -1):
-            A = self.pending.pop(index, None)
+            A = self._arrive(index, self.pending.pop(index, None))
             if A is None:
                 continue
             op = self.network.nodes[index].op
@@ -106,6 +106,10 @@ class _Walk:
         height = self.rows * (2 if self.doubled else 1)
         nothing = self.lower.new_zeros(self.lower.shape[0], height, *self.network.input_shape, dtype=self.view.trace.dtype)
         return Planar(nothing, self.lower, self.upper, self.doubled, self.two_sided)
+
+    def _arrive(self, index: int, A: Tensor | None) -> Tensor | None:
+        """The coefficients at node `index` once the walk has met all its users."""
+        return A
 
     def run_to_frontier(self, start: int, stop: int | None) -> dict[int, Tensor]:
         """From node `start` through affine nodes only; the coefficients at the activations, the input or `stop`."""
@@ -137,7 +141,7 @@ class _Walk:
             A = self._double(A)
         flat = A.flatten(2)
         negative = flat.clamp(max=0)
-        self._pay(index, flat, negative)
+        self._pay(index, flat.detach(), negative.detach())
         gap, slack = planes.gap.flatten(1), 1 + rounding.dot_error(A.dtype, flat.shape[-1])
         fall = slack * rounding.dot(negative, gap, planes.segments)
         self.lower = self.lower + fall[:, : self.rows]
@@ -164,18 +168,18 @@ class _Walk:
         self.upper = self.upper - (total[:, self.rows :] if self.doubled else total)
 
 
-def _concretize(view: View, planar: Planar) -> tuple[Tensor, Tensor]:
+def concretize(view: View, planar: Planar) -> tuple[Tensor, Tensor]:
     """Bounds of the rows' deviations over the regions from below and (for two-sided walks) above, float64, outward; (images, rows)."""
     region, network = view.region(), view.trace.network
     rows = planar.lower.shape[1]
     fall = region.decrease(planar.A)
     if planar.doubled:
-        return _less(network, planar.lower, fall[:, :rows]), -_less(network, planar.upper, fall[:, rows:])
+        return less(network, planar.lower, fall[:, :rows]), -less(network, planar.upper, fall[:, rows:])
     rise = fall if region.symmetric or not planar.two_sided else region.decrease(-planar.A)
-    return _less(network, planar.lower, fall), -_less(network, planar.upper, rise)
+    return less(network, planar.lower, fall), -less(network, planar.upper, rise)
 
 
-def _less(network: Network, constant: Tensor, fall: Tensor) -> Tensor:
+def less(network: Network, constant: Tensor, fall: Tensor) -> Tensor:
     """constant - fall, less what the float64 roundings of a walk can amount to."""
     return constant - fall - _accumulated(network) * (constant.abs() + fall)
 
@@ -231,20 +235,18 @@ def _view(trace: Trace, images: Tensor) -> View:
 
 def _walk_elements(view: View, rows: Rows) -> tuple[Tensor, Tensor]:
     """Bounds of the signed elements' deviations: from below, and for two-sided walks from above; (images, rows) float64, outward."""
-    charge = view.charge(rows.start).flatten(1).gather(1, rows.elements)
-    fee = charge.to(_EXACT) * rounding.SAFETY + 2 * view.underflow().unsqueeze(1)
+    fee = _element_fee(view, rows)
     network, two_sided = view.trace.network, rows.sign is None
     if not is_local(network, rows.start):
-        walk = _Walk(view, _first_coefficients(view, rows), -fee, -fee, two_sided)
-        return _concretize(view, walk.run(rows.start))
+        return concretize(view, Walk(view, _first_coefficients(view, rows), -fee, -fee, two_sided).run(rows.start))
     local = LocalWalk(view, rows, fee)
     resume = local.run()
     lower, upper = (t.view(rows.elements.shape) for t in (local.lower, local.upper))
     falls = local.decrease() if resume == 0 else None
     if falls is None:
-        return _concretize(view, _Walk(view, local.dense(), lower, upper, two_sided).run(resume))
+        return concretize(view, Walk(view, local.dense(), lower, upper, two_sided).run(resume))
     fall, rise = (t.view(rows.elements.shape) for t in falls)
-    return _less(network, lower, fall), -_less(network, upper, rise)
+    return less(network, lower, fall), -less(network, upper, rise)
 
 
 def _first_coefficients(view: View, rows: Rows) -> dict[int, Tensor]:
@@ -322,21 +324,51 @@ def bound_objective(trace: Trace, objective: Tensor, memory: int) -> tuple[Linea
 
 
 def _objective_chunk(view: View, last: int, C: Tensor) -> tuple[LinearBounds, Interval]:
+    start = objective_start(view, C)
+    planar = Walk(view, start.pending, -start.fee, -start.fee, two_sided=True).run(last)
+    floor, ceiling = concretize(view, planar)
+    interval = Interval(rounding.below(start.value + floor, start.slack), rounding.above(start.value + ceiling, start.slack))
+    return linear_bounds(view, planar, start.value, start.slack), interval
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """Rows at the node a walk begins with: their coefficients, what their rounding costs (`fee`), and their value at the centre, known up
+    to `slack`. fee, value, slack: (images, rows) float64."""
+
+    pending: dict[int, Tensor]
+    fee: Tensor
+    value: Tensor
+    slack: Tensor
+
+
+def objective_start(view: View, C: Tensor) -> Start:
+    """The rows C f(x). C: (images, rows, *output_shape)."""
+    last = len(view.trace.network.nodes) - 1
     flat = C.flatten(2)
     charge = view.charge(last).flatten(1).unsqueeze(-1)
     fee = torch.bmm(flat.abs(), charge).squeeze(-1).to(_EXACT) * rounding.SAFETY
     fee = fee + view.underflow().unsqueeze(1) * (1 + flat.abs().amax(-1))
-    planar = _Walk(view, {last: C.clone()}, -fee, -fee, two_sided=True).run(last)
     center = view.trace.center[last]
     middle = (center if view.images is None else center[view.images]).flatten(1).unsqueeze(-1)
     value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
-    slack = rounding.gamma(flat.shape[-1] + 2, _EXACT) * size
-    floor, ceiling = _concretize(view, planar)
-    interval = Interval(rounding.below(value + floor, slack), rounding.above(value + ceiling, slack))
-    return _linear_bounds(view, planar, value, slack), interval
+    return Start({last: C.clone()}, fee, value, rounding.gamma(flat.shape[-1] + 2, _EXACT) * size)
 
 
-def _linear_bounds(view: View, planar: Planar, value: Tensor, slack: Tensor) -> LinearBounds:
+def element_start(view: View, rows: Rows) -> Start:
+    """Signed elements of a node."""
+    base = view.trace.center[rows.start] if view.images is None else view.trace.center[rows.start][view.images]
+    value = base.flatten(1).gather(1, rows.elements)
+    value = value if rows.sign is None else value * rows.sign
+    return Start(_first_coefficients(view, rows), _element_fee(view, rows), value, torch.zeros_like(value))
+
+
+def _element_fee(view: View, rows: Rows) -> Tensor:
+    charge = view.charge(rows.start).flatten(1).gather(1, rows.elements)
+    return charge.to(_EXACT) * rounding.SAFETY + 2 * view.underflow().unsqueeze(1)
+
+
+def linear_bounds(view: View, planar: Planar, value: Tensor, slack: Tensor) -> LinearBounds:
     """The planes in terms of the input itself: A (x - origin) + constant + value of the centre."""
     origin = view.trace.region.origin
     origin = (origin if view.images is None else origin[view.images]).flatten(1).unsqueeze(-1)
@@ -365,7 +397,7 @@ def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Inte
     flat = objective.flatten(2)
     fee = torch.bmm(flat.abs(), trace.charge[last].flatten(1).unsqueeze(-1)).squeeze(-1)
     nothing = torch.zeros_like(fee, dtype=_EXACT)
-    walk = _Walk(View(trace, None), {last: objective.clone()}, nothing, nothing, two_sided=True)
+    walk = Walk(View(trace, None), {last: objective.clone()}, nothing, nothing, two_sided=True)
     frontier = walk.run_to_frontier(last, stop)
     fall = torch.zeros_like(walk.lower)
     rise = torch.zeros_like(walk.lower)

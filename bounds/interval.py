@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds import rounding
+
 
 @dataclass(frozen=True, eq=False)
 class Interval:
@@ -36,11 +38,9 @@ class Interval:
 
     def to(self, dtype: torch.dtype, device: torch.device | None = None) -> Interval:
         """Convert outward: the result contains this interval also when `dtype` is narrower."""
-        lower, upper = self.lower.to(device=device, dtype=dtype), self.upper.to(device=device, dtype=dtype)
         if torch.finfo(dtype).bits < torch.finfo(self.lower.dtype).bits:
-            lower = torch.where(lower > self.lower, torch.nextafter(lower, lower.new_tensor(-torch.inf)), lower)
-            upper = torch.where(upper < self.upper, torch.nextafter(upper, upper.new_tensor(torch.inf)), upper)
-        return Interval(lower, upper)
+            return Interval(rounding.round_down(self.lower.to(device), dtype), rounding.round_up(self.upper.to(device), dtype))
+        return Interval(self.lower.to(device=device, dtype=dtype), self.upper.to(device=device, dtype=dtype))
 
     def is_finite(self) -> bool:
         """Whether every bound is an ordinary number."""

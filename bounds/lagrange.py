@@ -48,6 +48,7 @@ def _knapsack(a: Tensor, limits: Limits | None) -> tuple[Tensor, Tensor]:
     return top + torch.where(above, (q - mu) * reach, 0.0).sum(-1), top + torch.where(above, (q + mu) * reach, 0.0).sum(-1)
 
 
+@torch.no_grad()
 def _multiplier(a: Tensor, limits: Limits | None) -> Tensor:
     """The multiplier mu of max <a, s>, sum s^2 <= 1, -up <= s <= down, where s = a / (2 mu) cut to its limits. (..., n) -> (..., 1).
 

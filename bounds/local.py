@@ -99,7 +99,7 @@ class LocalWalk:
         parts = stacked.split(shape[0], dim=1)  # type: ignore[index]
         slope, gap, charge = parts[:3]
         negative = patch.A.clamp(max=0)
-        paid = _payment(patch, charge)
+        paid = _payment(patch.A.detach(), charge.detach())
         slack = 1 + patch.sums_error()
         self.lower = self.lower - paid + slack * Patch.sums(negative * gap)
         self.upper = self.upper - paid
@@ -134,6 +134,6 @@ def is_local(network: Network, index: int) -> bool:
     return shape is not None and shape[1] * shape[2] > 1 and not isinstance(network.nodes[index].op, Input)
 
 
-def _payment(patch: Patch, charge: Tensor) -> Tensor:
+def _payment(A: Tensor, charge: Tensor) -> Tensor:
     """<|A|, charge> of every row, inflated."""
-    return torch.mul(patch.A, charge).abs_().sum((1, 2, 3)).to(_EXACT) * rounding.SAFETY
+    return torch.mul(A, charge).abs_().sum((1, 2, 3)).to(_EXACT) * rounding.SAFETY

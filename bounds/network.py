@@ -150,15 +150,24 @@ class Network:
         """
         parameters = self._parameters
         wanted = torch.device(device) if device is not None else next((p.device for p in parameters), torch.device("cpu"))
-        if self.dtype == dtype and all(p.dtype == dtype and p.device == wanted for p in parameters) and (parameters or device is None):
+        learns = any(p.requires_grad for p in parameters)  # then what is computed from the parameters is not kept: a graph serves one pass
+        if (
+            not learns
+            and self.dtype == dtype
+            and all(p.dtype == dtype and p.device == wanted for p in parameters)
+            and (parameters or device is None)
+        ):
             return self
         stored: Network = self.__dict__.get("_stored", self)
         cache: dict[tuple[torch.dtype, str], Network] = stored.__dict__.setdefault("_copies", {})
         key = (dtype, str(wanted))
-        if key not in cache:
-            cache[key] = replace(stored, nodes=tuple(replace(node, op=node.op.to(dtype, wanted)) for node in stored.nodes))
-            cache[key].__dict__.update(_stored=stored, _dtype=dtype)
-        return cache[key]
+        if key in cache:
+            return cache[key]
+        copy = replace(stored, nodes=tuple(replace(node, op=node.op.to(dtype, wanted)) for node in stored.nodes))
+        copy.__dict__.update(_stored=stored, _dtype=dtype)
+        if not learns:
+            cache[key] = copy
+        return copy
 
     def values(self, x: Tensor) -> list[Tensor]:
         """Values of every node. x: (N, *input_shape)."""

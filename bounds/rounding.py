@@ -13,6 +13,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,20 +76,48 @@ def underflow(terms: int, dtype: torch.dtype) -> float:
     return SAFETY * terms * smallest_normal(dtype)
 
 
+class _Neighbour(torch.autograd.Function):
+    """The next number towards another one, with the derivative of the identity: torch defines none."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, towards: Tensor) -> Tensor:
+        return torch.nextafter(value, towards)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient, None
+
+
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _neighbour(value: Tensor, sign: int) -> Tensor:
+    """The next number below (sign -1) or above (sign 1)."""
+    towards = _infinity(sign, value.dtype, value.device)
+    return _Neighbour.apply(value, towards) if wants_gradient(value) else torch.nextafter(value, towards)  # type: ignore[no-any-return]
+
+
+def quotient(a: Tensor, b: Tensor) -> Tensor:
+    """a / b where that is used. With gradients a zero divisor counts as 1, so that the quotients not used have finite derivatives."""
+    return a / torch.where(b == 0, 1.0, b) if wants_gradient(a, b) else a / b
+
+
 def below(value: Tensor, error: Tensor | float = 0.0) -> Tensor:
     """A number <= value - error for the exact difference."""
-    return torch.nextafter(value - error, _infinity(-1, value.dtype, value.device))
+    return _neighbour(value - error, -1)
 
 
 def above(value: Tensor, error: Tensor | float = 0.0) -> Tensor:
     """A number >= value + error for the exact sum."""
-    return torch.nextafter(value + error, _infinity(1, value.dtype, value.device))
+    return _neighbour(value + error, 1)
 
 
 def sum_below(a: Tensor, b: Tensor) -> Tensor:
     """The largest number <= a + b for the exact sum of finite numbers."""
     total, rest = _two_sum(a, b)
-    return torch.where(rest < 0, torch.nextafter(total, _infinity(-1, total.dtype, total.device)), total)
+    return torch.where(rest < 0, _neighbour(total, -1), total)
 
 
 def sum_above(a: Tensor, b: Tensor) -> Tensor:
@@ -108,7 +137,7 @@ def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     if value.dtype == dtype:
         return value
     converted = value.to(dtype)
-    return torch.where(converted.to(value.dtype) > value, torch.nextafter(converted, _infinity(-1, dtype, value.device)), converted)
+    return torch.where(converted.to(value.dtype) > value, _neighbour(converted, -1), converted)
 
 
 def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -146,7 +146,7 @@ class Trace:
     def record(self, index: int, interval: Interval) -> None:
         """Record the interval of node `index` alone. Raises NumericsError where a bound is NaN or infinite; names the node."""
         # Infinite and NaN ends make this sum infinite or NaN.
-        if not math.isfinite(float((interval.upper - interval.lower).sum())) and not interval.is_finite():
+        if not math.isfinite((interval.upper - interval.lower).sum().item()) and not interval.is_finite():
             name = self.network.nodes[index].name
             raise NumericsError(f"node {name!r}: a bound is NaN or infinite; the region or the weights are too large for {self.dtype}")
         self.intervals[index] = interval
@@ -157,10 +157,10 @@ class Trace:
         reach = torch.maximum(interval.upper.to(_EXACT) - center, center - interval.lower.to(_EXACT))
         # One relative allowance pays for the difference and the conversion; what underflows is paid for below.
         self.reach[index] = (reach * (1 + 4 * rounding.unit_roundoff(self.dtype))).to(self.dtype).clamp_min(0)
-        self.charge[index] = charge
+        self.charge[index] = charge.detach()
         # Coefficients that underflow cost at most one smallest normal number each, times the reach; no sum here has 2^20 terms.
         tiny = rounding.underflow(2**20, self.dtype) * math.prod(interval.shape[1:])
-        self.underflow = self.underflow + tiny * (1 + self.reach[index].flatten(1).amax(1).to(_EXACT))
+        self.underflow = self.underflow + tiny * (1 + self.reach[index].detach().flatten(1).amax(1).to(_EXACT))
 
     def _arriving(self, source: int) -> Tensor:
         """What a user of node `source` pays for what lies between it and the next activations below."""
@@ -185,7 +185,10 @@ class Trace:
         fan_in, fan_out = op.fan_in(*shapes), op.fan_out(*shapes)
         adjoint_error = rounding.gamma(fan_out + _COEFFICIENT_ROUNDINGS, self.dtype) if fan_out else 0.0
         residual = rounding.gamma(fan_in + 2, _EXACT) if fan_in else 0.0
-        inputs = [self._arriving(s) + adjoint_error * self.reach[s] + residual * self.center[s].abs().to(self.dtype) for s in sources]
+        inputs = [
+            self._arriving(s) + adjoint_error * self.reach[s].detach() + residual * self.center[s].detach().abs().to(self.dtype)
+            for s in sources
+        ]
         charge = op.linear(*inputs, absolute=True)
         bias = op.bias()
         if bias is not None:
@@ -206,22 +209,33 @@ class Trace:
         # float64 roundings of the two planes at the centre, paid outward
         size = op.gather(low_terms.abs() + high_terms.abs()) + planes.lower_intercept.abs() + planes.upper_intercept.abs()
         slack = rounding.gamma(low_terms.shape[-1] + 4 if low.shape != low_terms.shape else 4, _EXACT) * size
-        straight = (lower_slope == upper_slope) & (lower_slope.abs() <= 1) & (lower_slope == lower_slope.round())
+        straight = _straight(lower_slope, upper_slope)
         constant = (planes.lower_intercept == planes.upper_intercept) & (
             (planes.lower_intercept == 0) | (op.gather(lower_slope.abs()) == 0)
         )
         exact = (op.gather(torch.where(straight, 0.0, 1.0)) == 0) & constant
         gap = torch.where(exact, 0.0, rounding.above(high + planes.upper_intercept.to(_EXACT) - center, slack)).clamp_min(0)
-        steepness = torch.maximum(lower_slope.abs(), upper_slope.abs())
-        rough = torch.where(straight, 0.0, 2 * rounding.gamma(5, self.dtype) * (lower_slope.abs() + upper_slope.abs()))
-        charge = op.gather(steepness * self._arriving(source) + rough * self.reach[source]) * rounding.SAFETY
+        charge = self.activation_charge(index, lower_slope, upper_slope)
         charge = charge + torch.where(exact, 0.0, slack).to(self.dtype) * rounding.SAFETY
-        if self.semantics == "float32-any-order":
-            charge = charge + self._execution_error(index)
         step, gap = upper_slope - lower_slope, rounding.round_up(gap, self.dtype)
         self.planes[index] = Planes(lower_slope, step, gap, rounding.segments(gap), not bool(step.any()))
         self.center[index] = center
         self._measure(index, charge)
+
+    def activation_charge(self, index: int, lower_slope: Tensor, upper_slope: Tensor) -> Tensor:
+        """What a walk through activation `index` with these slopes costs for each coefficient; slopes (B, *shape), or (B, R, *shape) for rows."""
+        node = self.network.nodes[index]
+        (source,) = node.inputs
+        arriving, reach, executed = self._arriving(source), self.reach[source].detach(), None
+        if self.semantics == "float32-any-order":
+            executed = self._execution_error(index)
+        if lower_slope.dim() > len(self.network.input_shapes(index)[0]) + 1:
+            arriving, reach, executed = (None if t is None else t.unsqueeze(1) for t in (arriving, reach, executed))  # type: ignore[assignment]
+        steepness = torch.maximum(lower_slope.abs(), upper_slope.abs()).detach()
+        spread = (lower_slope.abs() + upper_slope.abs()).detach()
+        rough = torch.where(_straight(lower_slope, upper_slope), 0.0, 2 * rounding.gamma(5, self.dtype) * spread)
+        charge = node.op.gather(steepness * arriving + rough * reach) * rounding.SAFETY  # type: ignore[attr-defined]
+        return charge if executed is None else charge + executed
 
     def _execution_error(self, index: int) -> Tensor:
         """How far a float32 execution of node `index` may be from the op's real value on the values that reach it."""
@@ -236,3 +250,8 @@ class Trace:
         if isinstance(node.op, Activation):
             return node.op.float_error(self.interval(node.inputs[0]))
         return torch.zeros((self.batch, *node.shape), dtype=self.dtype, device=self.region.origin.device)
+
+
+def _straight(lower_slope: Tensor, upper_slope: Tensor) -> Tensor:
+    """Where both slopes are the same 0, 1 or -1: multiplying by them rounds nothing."""
+    return (lower_slope == upper_slope) & (lower_slope.abs() <= 1) & (lower_slope == lower_slope.round())

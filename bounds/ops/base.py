@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
+from bounds.errors import UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import Relaxation
 from bounds.patch import Patch, as_map
@@ -138,9 +139,11 @@ class Affine(Op):
 
     def adjoint(self, A: Tensor, *shapes: Shape, absolute: bool = False) -> tuple[Tensor, ...]:
         """W_j^T A for every input j. A: (M, *output_shape) -> one (M, *input_shape) per input."""
+        wanted = torch.is_grad_enabled()
         with torch.enable_grad():
             xs = [A.new_zeros(A.shape[0], *s).requires_grad_() for s in shapes]
-            return torch.autograd.grad(self.linear(*xs, absolute=absolute), xs, A, create_graph=A.requires_grad)
+            recorded = wanted and (A.requires_grad or any(p.requires_grad for p in self.parameters()))
+            return torch.autograd.grad(self.linear(*xs, absolute=absolute), xs, A, create_graph=recorded)
 
     def unit_adjoint(self, elements: Tensor, *shapes: Shape) -> tuple[Tensor, ...] | None:
         """The adjoint of rows that are 1 at one element of the output each, where that is a mere look-up; else None.
@@ -192,9 +195,16 @@ class MovesData(Affine):
 
 
 class Activation(Op):
-    """A non-linear op with one input, relaxed by planes above and below."""
+    """A non-linear op with one input, relaxed by planes above and below.
+
+    free: it is element-wise and any slopes may be chosen (`fit`). The slope of the plane above (below) needs no choice where `convex`
+    (`concave`): the chord's is best.
+    """
 
     exact_in_milp: bool = False
+    free: bool = False
+    convex: bool = False
+    concave: bool = False
 
     @abstractmethod
     def unstable(self, x: Interval) -> Tensor:
@@ -207,6 +217,19 @@ class Activation(Op):
         "adaptive": the line of the upper (lower) hull over the interval's midpoint, as CROWN chooses; "parallel": one slope for both
         sides, the secant's, as Fast-Lin chooses.
         """
+
+    def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
+        """The planes with these slopes that enclose the op on `x` most tightly, for any slopes. All shapes may have further leading
+        dimensions and broadcast. Only where `free`."""
+        raise UnsupportedOpError(f"the slopes of {type(self).__name__} cannot be chosen freely; use the planes that relax() gives")
+
+    def slope_range(self, x: Interval) -> tuple[Tensor, Tensor]:
+        """The smallest and largest slope worth giving to `fit`. Only where `free`."""
+        raise UnsupportedOpError(f"the slopes of {type(self).__name__} cannot be chosen freely; use the planes that relax() gives")
+
+    def touching(self, x: Interval, slope: Tensor) -> tuple[Tensor, ...]:
+        """Points of `x` at one of which act(z) - slope z is smallest, and at one of which it is largest (up to rounding). Only where `free`."""
+        raise UnsupportedOpError(f"the slopes of {type(self).__name__} cannot be chosen freely; use the planes that relax() gives")
 
     @abstractmethod
     def float_error(self, x: Interval) -> Tensor:

@@ -10,6 +10,7 @@ slope never costs validity.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -33,6 +34,7 @@ class Piecewise(Activation):
     """Element-wise, continuous and piecewise linear: act(x) = slopes[i] x + intercepts[i] for knots[i-1] <= x <= knots[i]."""
 
     exact_in_milp = True
+    free = True
 
     @abstractmethod
     def pieces(self) -> tuple[Values, Values, Values]:
@@ -40,6 +42,16 @@ class Piecewise(Activation):
 
         A knot may be infinite: the piece beyond it is never used.
         """
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        """Whether the slopes never fall from one piece to the next."""
+        return _ascending(self.pieces()[1])
+
+    @property
+    def concave(self) -> bool:  # type: ignore[override]
+        """Whether the slopes never rise from one piece to the next."""
+        return _ascending(self.pieces()[1][::-1])
 
     def forward(self, *xs: Tensor) -> Tensor:
         (x,) = xs
@@ -77,8 +89,23 @@ class Piecewise(Activation):
             lower_slope = upper_slope = curve.secant().to(dtype)
         else:
             lower_slope, upper_slope = (s.to(dtype) for s in curve.hull_slopes())
-        low, high = curve.range_minus(lower_slope.double())[0], curve.range_minus(upper_slope.double())[1]
-        return Relaxation(lower_slope, rounding.round_down(low, dtype), upper_slope, rounding.round_up(high, dtype))
+        return curve.fit(lower_slope, upper_slope)
+
+    def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
+        """See `Activation.fit`. Property: sound."""
+        return _Curve(self, *finite_ends(x, self)).fit(lower_slope, upper_slope)
+
+    def slope_range(self, x: Interval) -> tuple[Tensor, Tensor]:
+        """The smallest and largest slope of the pieces that the interval touches."""
+        dtype = x.lower.dtype
+        curve = _Curve(self, *finite_ends(x, self))
+        met = [slope for slope, _ in (*curve.right[:-1], *curve.left[1:])]
+        return functools.reduce(torch.minimum, met).to(dtype), functools.reduce(torch.maximum, met).to(dtype)
+
+    def touching(self, x: Interval, slope: Tensor) -> tuple[Tensor, ...]:
+        """The ends and the knots between them."""
+        knots = (torch.as_tensor(knot, dtype=x.lower.dtype, device=x.lower.device) for knot in self.pieces()[0])
+        return (x.lower, *(torch.minimum(torch.maximum(knot, x.lower), x.upper) for knot in knots), x.upper)
 
     def float_error(self, x: Interval) -> Tensor:
         """One rounding of slope * x unless the slope is 0 or +-1, one of the addition unless a term is zero, and the constants' own."""
@@ -115,13 +142,20 @@ class _Curve:
 
     def range_minus(self, slope: Tensor) -> tuple[Tensor, Tensor]:
         """Numbers <= min and >= max of act(x) - slope x over the interval, in real arithmetic; attained at the breakpoints."""
-        low, high = torch.full_like(slope, math.inf), torch.full_like(slope, -math.inf)
+        shape = torch.broadcast_shapes(slope.shape, self.points[0].shape)
+        low, high = slope.new_full(shape, math.inf), slope.new_full(shape, -math.inf)
         for point, left, right in zip(self.points, self.left, self.right, strict=True):
             # on a knot both pieces give the same real number: the one computed more exactly wins
             least, most = _enclose(*left, slope, point)
             other_least, other_most = _enclose(*right, slope, point)
             low, high = torch.minimum(low, torch.maximum(least, other_least)), torch.maximum(high, torch.minimum(most, other_most))
         return low, high
+
+    def fit(self, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
+        """The tightest planes with these slopes, which are numbers of the working type."""
+        dtype = lower_slope.dtype
+        low, high = self.range_minus(lower_slope.double())[0], self.range_minus(upper_slope.double())[1]
+        return Relaxation(lower_slope, rounding.round_down(low, dtype), upper_slope, rounding.round_up(high, dtype))
 
     def secant(self) -> Tensor:
         """(act(upper) - act(lower)) / (upper - lower); the piece's own slope where the interval lies in one piece."""
@@ -153,7 +187,7 @@ class _Curve:
         if j == i + 1:
             return self.slopes[i].expand_as(self.points[0])
         run = self.points[j] - self.points[i]
-        slope = torch.where(run > 0, (self.values[j] - self.values[i]) / run, self.right[0][0])
+        slope = torch.where(run > 0, rounding.quotient(self.values[j] - self.values[i], run), self.right[0][0])
         bounds = torch.stack([s.expand_as(slope) for s in self.slopes])
         return torch.minimum(torch.maximum(slope, bounds.amin(0)), bounds.amax(0))
 
@@ -195,6 +229,10 @@ def finite_ends(x: Interval, op: Activation) -> tuple[Tensor, Tensor]:
     return torch.minimum(lower, upper), torch.maximum(lower, upper)
 
 
+def _ascending(slopes: Values) -> bool:
+    return all(bool((torch.as_tensor(a) <= torch.as_tensor(b)).all()) for a, b in pairwise(slopes))
+
+
 def _doubles(values: Values, like: Tensor) -> list[Tensor]:
     return [torch.as_tensor(v, dtype=torch.float64, device=like.device) for v in values]
 
@@ -228,7 +266,7 @@ class Relu(Piecewise):
         lower, upper = finite_ends(x, self)
         negative, positive = lower.clamp(max=0.0), upper.clamp(min=0.0)
         active = lower >= 0
-        chord = torch.where(active, 1.0, positive / (positive - negative)).to(dtype)
+        chord = torch.where(active, 1.0, rounding.quotient(positive, positive - negative)).to(dtype)
         exact = chord.double()
         gap = torch.maximum(-exact * negative, (1 - exact) * positive)
         error = 2 * rounding.gamma(2, torch.float64) * gap + rounding.underflow(2, torch.float64)
@@ -341,7 +379,7 @@ class MaxReduce(Activation):
         u, top, second = _leader(lower, upper)
         floor = torch.gather(lower, -1, top)
         dominant = floor >= second
-        slope = torch.where(dominant, 1.0, (u - second) / (u - floor)).to(dtype)
+        slope = torch.where(dominant, 1.0, rounding.quotient(u - second, u - floor)).to(dtype)
         level, s, zero = torch.where(dominant, floor, second), slope.double(), torch.zeros_like(u)
         intercept = torch.maximum(_enclose(zero, level, s, floor)[1], _enclose(zero + 1, zero, s, u)[1])
         intercept = torch.where(dominant, 0.0, intercept).squeeze(-1)

@@ -34,6 +34,7 @@ _TANGENT_STEPS = 4
 class Smooth(Activation):
     """Element-wise and S-shaped. A subclass writes the function, its derivative and where that takes a given value."""
 
+    free = True
     centre: ClassVar[float]
     low: ClassVar[float]
     high: ClassVar[float]
@@ -87,6 +88,27 @@ class Smooth(Activation):
         else:
             upper_slope = self._adaptive_slope(lower, upper, secant).to(dtype)
             lower_slope = self._adaptive_slope(-upper, -lower, secant).to(dtype)
+        return self._planes(lower, upper, lower_slope, upper_slope)
+
+    def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
+        """See `Activation.fit`. Property: sound."""
+        return self._planes(*finite_ends(x, self), lower_slope, upper_slope)
+
+    def slope_range(self, x: Interval) -> tuple[Tensor, Tensor]:
+        """The smallest and largest derivative on the interval."""
+        lower, upper = finite_ends(x, self)
+        nearest = torch.minimum(torch.maximum(lower, torch.zeros_like(lower)), upper)
+        least = torch.minimum(self.derivative(lower), self.derivative(upper))
+        return least.to(x.lower.dtype), self.derivative(nearest).to(x.lower.dtype)
+
+    def touching(self, x: Interval, slope: Tensor) -> tuple[Tensor, ...]:
+        """The ends and the points between them where the derivative is the slope."""
+        point = self.inverse_derivative(slope.detach())
+        inner = (torch.minimum(torch.maximum(p, x.lower), x.upper) for p in (-point, point))
+        return (x.lower, *inner, x.upper)
+
+    def _planes(self, lower: Tensor, upper: Tensor, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
+        dtype = lower_slope.dtype
         low = -self._supremum(-upper, -lower, lower_slope.double(), -1)
         high = self._supremum(lower, upper, upper_slope.double(), 1)
         return Relaxation(lower_slope, rounding.round_down(low, dtype), upper_slope, rounding.round_up(high, dtype))
@@ -94,7 +116,7 @@ class Smooth(Activation):
     def _secant(self, lower: Tensor, upper: Tensor) -> Tensor:
         """(act(upper) - act(lower)) / (upper - lower), kept within the derivative's range there: cancellation cannot spoil it."""
         run = upper - lower
-        secant = torch.where(run > 0, (self.value(upper) - self.value(lower)) / run, 0.0)
+        secant = torch.where(run > 0, rounding.quotient(self.value(upper) - self.value(lower), run), 0.0)
         steepest = self.derivative(torch.minimum(torch.maximum(lower, torch.zeros_like(lower)), upper))
         flattest = torch.minimum(self.derivative(lower), self.derivative(upper))
         return torch.minimum(torch.maximum(secant, flattest), steepest)
@@ -108,8 +130,8 @@ class Smooth(Activation):
         start, value = lower.clamp(max=0.0), self.value(lower)
         touch = torch.minimum(-lower / 2, upper)  # where the tangent of a cubic touches: right near 0, and close enough elsewhere
         for _ in range(_TANGENT_STEPS):
-            ratio = (self.value(touch) - value) / (touch - start)
-            touch = torch.minimum(self.inverse_derivative(ratio), upper)
+            ratio = rounding.quotient(self.value(touch) - value, touch - start)
+            touch = torch.minimum(self._critical(ratio), upper)
         around = (lower < 0) & (upper > 0)
         steepest = self.derivative(torch.zeros_like(lower))
         tangent = self.derivative(lower / 2 + upper / 2)
@@ -123,13 +145,18 @@ class Smooth(Activation):
         """
         middle = torch.minimum(torch.maximum(lower, torch.zeros_like(lower)), upper)
         ends = torch.maximum(self._residual(lower, slope, side), self._residual(middle, slope, side))
-        point = torch.minimum(torch.maximum(self.inverse_derivative(slope), middle), upper)
+        point = torch.minimum(torch.maximum(self._critical(slope), middle), upper)
         derivative = self.derivative(point)
         tilt = derivative - slope
         error = 2 * _value_error(derivative) + rounding.gamma(5, torch.float64) * derivative + rounding.gamma(1, torch.float64) * slope
         excess = torch.maximum((error + tilt) * (upper - point), (error - tilt) * (point - middle)).clamp(min=0.0)
         excess = excess * (1 + rounding.gamma(4, torch.float64)) + rounding.underflow(4, torch.float64)
         return torch.maximum(ends, rounding.above(self._residual(point, slope, side), excess))
+
+    @torch.no_grad()
+    def _critical(self, slope: Tensor) -> Tensor:
+        """`inverse_derivative` without gradients: what is computed from it is stationary in it."""
+        return self.inverse_derivative(slope)
 
     def _residual(self, x: Tensor, slope: Tensor, side: int) -> Tensor:
         """A number >= g(x) - slope x in real arithmetic, g as in `_supremum`."""

@@ -527,12 +527,12 @@ def _half_gaps(patch: pytest.MonkeyPatch) -> None:
 
 def _last_branch_only(patch: pytest.MonkeyPatch) -> None:
     """Where paths meet, the one that came first is forgotten."""
-    patch.setattr(backward._Walk, "_add", lambda self, index, A: self.pending.__setitem__(index, A))
+    patch.setattr(backward.Walk, "_add", lambda self, index, A: self.pending.__setitem__(index, A))
 
 
 def _other_side(patch: pytest.MonkeyPatch) -> None:
     """Negated rows take the lower planes of the rows themselves."""
-    patch.setattr(backward._Walk, "_double", lambda self, A: setattr(self, "doubled", True) or torch.cat([A, A], dim=1))
+    patch.setattr(backward.Walk, "_double", lambda self, A: setattr(self, "doubled", True) or torch.cat([A, A], dim=1))
 
 
 def _half_regions(patch: pytest.MonkeyPatch) -> None:
