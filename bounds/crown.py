@@ -17,6 +17,7 @@ from bounds import rounding
 from bounds.backward import bound_node, bound_objective
 from bounds.engine import DEFAULT_MEMORY_MB, Bounds, as_objective, elements, place
 from bounds.interval import Interval
+from bounds.linear import LinearBounds
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, MovesData, Shape, Slopes, product
 from bounds.region import LpBall, Region
@@ -64,8 +65,12 @@ class LinearEngine:
             trace.visit(index, interval, self.slopes)
             if index in net.preactivations:
                 self._tighten(trace, index, limit, known=interval if index in known else None)
-        linear, found = bound_objective(trace, C, limit)
+        linear, found = self._objective(trace, C, limit)
         return Bounds(tuple(trace.interval(i) for i in range(len(net.nodes))), found, linear)
+
+    def _objective(self, trace: Trace, C: Tensor, limit: int) -> tuple[LinearBounds, Interval]:
+        """Planes of C f(x) and the interval they imply."""
+        return bound_objective(trace, C, limit)
 
     def _tighten(self, trace: Trace, index: int, limit: int, known: Interval | None) -> None:
         """Replace the interval of a pre-activation by that of the backward walk, where it can matter; never beyond what is known."""
@@ -79,7 +84,7 @@ class LinearEngine:
             found = bound_node(trace, index, everything, limit)
             trace.narrow(index, found if known is None else found.intersect(known))
             return
-        trace.narrow(index, bound_node(trace, index, _unstable(net, index, interval), limit).intersect(interval))
+        trace.narrow(index, bound_node(trace, index, unstable(net, index, interval), limit).intersect(interval))
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,7 @@ class CrownIbp(LinearEngine):
     walks_hidden: ClassVar[bool] = False
 
 
-def _unstable(network: Network, index: int, interval: Interval) -> Tensor:
+def unstable(network: Network, index: int, interval: Interval) -> Tensor:
     """Mask of the elements of node `index` that some activation reading it could relax better with a tighter interval."""
     mask = torch.zeros_like(interval.lower, dtype=torch.bool)
     for user in network.successors[index]:

@@ -16,7 +16,8 @@ References: Xu et al. 2021, Fast and complete (alpha-CROWN); Wang et al. 2021, B
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,20 +25,12 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.backward import View, Walk
+from bounds.errors import UnsupportedOpError
 from bounds.interval import Interval
 from bounds.ops.base import Activation
-from bounds.trace import Trace
+from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
-
-
-@dataclass(frozen=True, eq=False)
-class Choice:
-    """What the rows chose for one activation. interval: of its input, (B, R or 1, *shape); slopes broadcast against it."""
-
-    interval: Interval
-    lower_slope: Tensor
-    upper_slope: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,22 +49,33 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class RowPlanes:
-    """The planes of one activation, see the module; drop, gap and charge (B, R, *shape), charge None in an estimate."""
+    """The planes of one activation at the elements where rows differ, see the module.
 
+    columns: positions of those elements, (k,). low, high, drop, gap: (B, R, k). charge: what rounding costs there, None in an estimate. shared:
+    the trace's planes elsewhere, and their charge (B, n).
+    """
+
+    columns: Tensor
     low: Tensor
     high: Tensor
     drop: Tensor
     gap: Tensor
     charge: Tensor | None
+    shared: Planes
+    shared_charge: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class RowView(View):
-    """A trace whose activations have planes of their own for every row. rigorous: rounding errors are charged; else it is an estimate."""
+    """A trace whose activations have planes of their own for every row. rigorous: rounding errors are charged; else it is an estimate.
+
+    seen: where given, filled with the coefficients (B, R, k) that arrive at the columns of each activation.
+    """
 
     rows: Mapping[int, RowPlanes]
     splits: Mapping[int, Split]
     rigorous: bool
+    seen: dict[int, Tensor] | None = None
 
 
 class RowWalk(Walk):
@@ -84,17 +88,34 @@ class RowWalk(Walk):
         if planes is None:
             super()._through_activation(index, op, A)
             return
-        negative = A.clamp(max=0)
-        positive = A - negative
-        wide = _EXACT if self.view.rigorous else A.dtype
-        terms = positive.to(wide) * planes.drop, negative.to(wide) * planes.gap
-        fall = (terms[0] + terms[1]).flatten(2).sum(-1).to(_EXACT)
+        flat = A.flatten(2)
+        picked = flat[:, :, planes.columns]
+        if self.view.seen is not None:
+            self.view.seen[index] = picked
+        negative = picked.clamp(max=0)
+        positive = picked - negative
+        self._sum(positive, negative, planes)
         if planes.charge is not None:
-            size = (terms[0].abs() + terms[1].abs()).flatten(2).sum(-1)
-            paid = (A.abs().to(_EXACT) * planes.charge.to(_EXACT)).flatten(2).sum(-1) * rounding.SAFETY
-            fall = fall - rounding.gamma(A[0, 0].numel() + 4, _EXACT) * size - paid
-        self.lower = self.lower + fall
-        self._add(self.network.nodes[index].inputs[0], positive * planes.low + negative * planes.high)
+            self._share(flat, planes)
+        relaxed = flat * planes.shared.slope.flatten(1).unsqueeze(1)
+        relaxed = relaxed.index_copy(2, planes.columns, positive * planes.low + negative * planes.high)
+        self._add(self.network.nodes[index].inputs[0], relaxed.view_as(A))
+
+    def _sum(self, positive: Tensor, negative: Tensor, planes: RowPlanes) -> None:
+        """Add the planes' offsets at the rows' own columns, less what rounding costs there."""
+        if planes.charge is None:
+            self.lower = self.lower + (positive * planes.drop + negative * planes.gap).sum(-1).to(_EXACT)
+            return
+        terms = positive.to(_EXACT) * planes.drop, negative.to(_EXACT) * planes.gap
+        size = (terms[0].abs() + terms[1].abs()).sum(-1)
+        paid = ((positive - negative).to(_EXACT) * planes.charge.to(_EXACT)).sum(-1) * rounding.SAFETY
+        self.lower = self.lower + (terms[0] + terms[1]).sum(-1) - rounding.gamma(positive.shape[-1] + 4, _EXACT) * size - paid
+
+    def _share(self, flat: Tensor, planes: RowPlanes) -> None:
+        """The other columns: their planes are stable, what is left is rounding."""
+        paid = torch.bmm(flat.abs(), planes.shared_charge.unsqueeze(-1)).squeeze(-1).to(_EXACT) * rounding.SAFETY
+        slack = 1 + rounding.dot_error(flat.dtype, flat.shape[-1])
+        self.lower = self.lower - paid + slack * rounding.dot(flat.clamp(max=0), planes.shared.gap.flatten(1), planes.shared.segments)
 
     def _arrive(self, index: int, A: Tensor | None) -> Tensor | None:
         """Add the multipliers of the elements that rows split at this node."""
@@ -124,43 +145,92 @@ class RowWalk(Walk):
         return total.unflatten(2, shape)
 
 
-def fitted(trace: Trace, index: int, choice: Choice) -> RowPlanes:
-    """The planes of activation `index` for chosen slopes. Numerics: outward rounded."""
+class Freedom:
+    """What rows may choose for one activation: alphas in [0, 1] that place a slope between the smallest and largest worth trying.
+
+    columns: positions of the elements where they may, (k,): all that are unstable in some region. interval: of the activation's input there,
+    (B, R or 1, k), inside the trace's; None for the trace's own. The plane above has no alpha where the activation is convex, the plane below
+    none where it is concave: their best slope is the chord's.
+    """
+
+    def __init__(self, trace: Trace, index: int, columns: Tensor, interval: Interval | None = None) -> None:
+        node = trace.network.nodes[index]
+        (source,) = node.inputs
+        if not (isinstance(node.op, Activation) and node.op.free):
+            raise UnsupportedOpError(f"node {node.name!r} has no slopes that could be chosen")
+        self.trace, self.index, self.columns = trace, index, columns
+        self.op = node.op.at(columns, node.shape)
+        self.interval = interval or _pick(trace.interval(source), columns)
+        self.planes = self.op.relax(self.interval)
+        self.least, most = self.op.slope_range(self.interval)
+        self.span = most - self.least
+        self.z, self.c = (trace.center[i].flatten(1)[:, columns].unsqueeze(1) for i in (source, index))
+        self.sides = (not self.op.concave, not self.op.convex)
+        self._z, self._c = self.z.to(trace.dtype), self.c.to(trace.dtype)
+        self._fixed_contacts = {below: self._contacts(self.least, below) for below in (True, False)} if self.op.piecewise else {}
+        self._drop = None if self.sides[0] else self._extreme(self.planes.lower_slope, below=True)
+        self._gap = None if self.sides[1] else self._extreme(self.planes.upper_slope, below=False)
+        self._shared = _without(trace.planes[index], columns)
+        self._shared_charge = trace.charge[index].flatten(1).index_fill(1, columns, 0.0)
+
+    def initial(self) -> tuple[Tensor, ...]:
+        """The alphas of the planes that CROWN takes."""
+        chosen = ((self.planes.lower_slope, self.sides[0]), (self.planes.upper_slope, self.sides[1]))
+        span = torch.where(self.span > 0, self.span, 1.0)
+        return tuple(((slope - self.least) / span).clamp(0, 1) for slope, free in chosen if free)
+
+    def slopes(self, alphas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Slopes below and above, (B, R, *shape)."""
+        chosen = iter(alphas)
+        fixed = (self.planes.lower_slope, self.planes.upper_slope)
+        low, high = (self.least + next(chosen) * self.span if free else slope for free, slope in zip(self.sides, fixed, strict=True))
+        return low, high
+
+    def estimated(self, alphas: Sequence[Tensor]) -> RowPlanes:
+        """The planes in the working type, without regard to rounding and differentiable in the alphas."""
+        low, high = self.slopes(alphas)
+        drop = self._extreme(low, below=True) if self._drop is None else self._drop
+        gap = self._extreme(high, below=False) if self._gap is None else self._gap
+        return RowPlanes(self.columns, low, high, drop, gap, None, self._shared, self._shared_charge)
+
+    def fitted(self, alphas: Sequence[Tensor]) -> RowPlanes:
+        """The planes, rounded outward, and what a walk through them costs."""
+        low, high = self.slopes(alphas)
+        planes = self.op.fit(self.interval, low, high)
+
+        def at_center(slope: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
+            term, wide = slope.to(_EXACT) * self.z, intercept.to(_EXACT)
+            return term + wide - self.c, rounding.gamma(4, _EXACT) * (term.abs() + wide.abs() + self.c.abs())
+
+        drop, gap = rounding.below(*at_center(low, planes.lower_intercept)), rounding.above(*at_center(high, planes.upper_intercept))
+        charge = self.trace.activation_charge(self.index, low, high, self.columns)
+        return RowPlanes(self.columns, low, high, drop, gap, charge, self._shared, self._shared_charge)
+
+    def _extreme(self, slope: Tensor, *, below: bool) -> Tensor:
+        """min (max unless `below`) over the interval of act(x) - c - slope (x - m)."""
+        contacts = self._fixed_contacts.get(below) or self._contacts(slope, below)
+        pick = torch.minimum if below else torch.maximum
+        return functools.reduce(pick, (height - slope * lever for height, lever in contacts))
+
+    def _contacts(self, slope: Tensor, below: bool) -> list[tuple[Tensor, Tensor]]:
+        """act(x) - c and x - m at the points where the extreme may be."""
+        points = self.op.touching(self.interval, slope, below=below)
+        return [(self.op.forward(point) - self._c, point - self._z) for point in points]
+
+
+def unstable_columns(trace: Trace, index: int) -> Tensor:
+    """Positions of the elements of activation `index` that are unstable in some region."""
     node = trace.network.nodes[index]
-    (source,) = node.inputs
-    op = node.op
-    low, high = choice.lower_slope, choice.upper_slope
-    planes = op.fit(choice.interval, low, high)  # type: ignore[attr-defined]
-    z, c = trace.center[source].unsqueeze(1), trace.center[index].unsqueeze(1)
-
-    def at_center(slope: Tensor, intercept: Tensor) -> tuple[Tensor, Tensor]:
-        term = slope.to(_EXACT) * z
-        wide = intercept.to(_EXACT)
-        return term + wide - c, rounding.gamma(4, _EXACT) * (term.abs() + wide.abs() + c.abs())
-
-    drop, gap = rounding.below(*at_center(low, planes.lower_intercept)), rounding.above(*at_center(high, planes.upper_intercept))
-    return RowPlanes(low, high, drop, gap, trace.activation_charge(index, low, high))
+    mask = node.op.unstable(trace.interval(node.inputs[0]))  # type: ignore[attr-defined]
+    return mask.flatten(1).any(0).nonzero().flatten()
 
 
-def estimated(trace: Trace, index: int, choice: Choice) -> RowPlanes:
-    """As `fitted`, in the working type, without regard to rounding and differentiable in the slopes."""
-    node = trace.network.nodes[index]
-    (source,) = node.inputs
-    op, dtype = node.op, trace.dtype
-    z, c = trace.center[source].unsqueeze(1).to(dtype), trace.center[index].unsqueeze(1).to(dtype)
-
-    def extreme(slope: Tensor, pick: str) -> Tensor:
-        best = None
-        for point in op.touching(choice.interval, slope):  # type: ignore[attr-defined]
-            value = op.forward(point) - c - slope * (point - z)
-            best = value if best is None else getattr(torch, pick)(best, value)
-        return best  # type: ignore[return-value]
-
-    low, high = choice.lower_slope, choice.upper_slope
-    return RowPlanes(low, high, extreme(low, "minimum"), extreme(high, "maximum"), None)
+def _pick(interval: Interval, columns: Tensor) -> Interval:
+    """The interval at some elements, as (B, 1, k)."""
+    return Interval(interval.lower.flatten(1)[:, columns].unsqueeze(1), interval.upper.flatten(1)[:, columns].unsqueeze(1))
 
 
-def is_free(trace: Trace, index: int) -> bool:
-    """Whether rows may choose the slopes of node `index`."""
-    op = trace.network.nodes[index].op
-    return isinstance(op, Activation) and op.free
+def _without(planes: Planes, columns: Tensor) -> Planes:
+    """The planes with no gap at some elements."""
+    gap = planes.gap.flatten(1).index_fill(1, columns, 0.0)
+    return Planes(planes.slope, planes.step, gap, rounding.segments(gap), planes.parallel)

@@ -77,8 +77,13 @@ class Trace:
 
     def check_time(self) -> None:
         """Raises TimeLimitError once the deadline (a value of time.monotonic()) has passed."""
-        if self.deadline is not None and time.monotonic() >= self.deadline:
+        if self.late:
             raise TimeLimitError("the time limit was reached while bounds were computed")
+
+    @property
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.deadline is not None and time.monotonic() >= self.deadline
 
     @property
     def parallel(self) -> bool:
@@ -222,20 +227,24 @@ class Trace:
         self.center[index] = center
         self._measure(index, charge)
 
-    def activation_charge(self, index: int, lower_slope: Tensor, upper_slope: Tensor) -> Tensor:
-        """What a walk through activation `index` with these slopes costs for each coefficient; slopes (B, *shape), or (B, R, *shape) for rows."""
+    def activation_charge(self, index: int, lower_slope: Tensor, upper_slope: Tensor, columns: Tensor | None = None) -> Tensor:
+        """What a walk through activation `index` with these slopes costs for each coefficient.
+
+        Slopes (B, *shape); or, for rows with slopes of their own at some elements (positions `columns`), (B, R, k).
+        """
         node = self.network.nodes[index]
         (source,) = node.inputs
-        arriving, reach, executed = self._arriving(source), self.reach[source].detach(), None
+        terms = [self._arriving(source), self.reach[source].detach()]
         if self.semantics == "float32-any-order":
-            executed = self._execution_error(index)
-        if lower_slope.dim() > len(self.network.input_shapes(index)[0]) + 1:
-            arriving, reach, executed = (None if t is None else t.unsqueeze(1) for t in (arriving, reach, executed))  # type: ignore[assignment]
+            terms.append(self._execution_error(index))
+        if columns is not None:
+            terms = [t.flatten(1)[:, columns].unsqueeze(1) for t in terms]
         steepness = torch.maximum(lower_slope.abs(), upper_slope.abs()).detach()
         spread = (lower_slope.abs() + upper_slope.abs()).detach()
         rough = torch.where(_straight(lower_slope, upper_slope), 0.0, 2 * rounding.gamma(5, self.dtype) * spread)
-        charge = node.op.gather(steepness * arriving + rough * reach) * rounding.SAFETY  # type: ignore[attr-defined]
-        return charge if executed is None else charge + executed
+        total = steepness * terms[0] + rough * terms[1]
+        charge = (total if columns is not None else node.op.gather(total)) * rounding.SAFETY  # type: ignore[attr-defined]
+        return charge + terms[2] if len(terms) == 3 else charge
 
     def _execution_error(self, index: int) -> Tensor:
         """How far a float32 execution of node `index` may be from the op's real value on the values that reach it."""

@@ -198,11 +198,12 @@ class Activation(Op):
     """A non-linear op with one input, relaxed by planes above and below.
 
     free: it is element-wise and any slopes may be chosen (`fit`). The slope of the plane above (below) needs no choice where `convex`
-    (`concave`): the chord's is best.
+    (`concave`): the chord's is best. piecewise: `touching` does not depend on the slope.
     """
 
     exact_in_milp: bool = False
     free: bool = False
+    piecewise: bool = False
     convex: bool = False
     concave: bool = False
 
@@ -227,9 +228,16 @@ class Activation(Op):
         """The smallest and largest slope worth giving to `fit`. Only where `free`."""
         raise UnsupportedOpError(f"the slopes of {type(self).__name__} cannot be chosen freely; use the planes that relax() gives")
 
-    def touching(self, x: Interval, slope: Tensor) -> tuple[Tensor, ...]:
-        """Points of `x` at one of which act(z) - slope z is smallest, and at one of which it is largest (up to rounding). Only where `free`."""
+    def touching(self, x: Interval, slope: Tensor, *, below: bool) -> tuple[Tensor, ...]:
+        """Points of `x` at one of which act(z) - slope z is smallest (largest unless `below`), up to rounding. Only where `free`, for a
+        slope within `slope_range`."""
         raise UnsupportedOpError(f"the slopes of {type(self).__name__} cannot be chosen freely; use the planes that relax() gives")
+
+    def at(self, columns: Tensor, shape: Shape) -> Self:
+        """The op on some elements of a node of that shape only, given by their positions; element-wise ops alone."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        chosen = {k: v.expand(shape).flatten()[columns] for k, v in tensors.items() if isinstance(v, Tensor) and v.dim() > 0}
+        return replace(self, **chosen) if chosen else self  # type: ignore[type-var]
 
     @abstractmethod
     def float_error(self, x: Interval) -> Tensor:

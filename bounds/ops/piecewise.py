@@ -35,6 +35,7 @@ class Piecewise(Activation):
 
     exact_in_milp = True
     free = True
+    piecewise = True
 
     @abstractmethod
     def pieces(self) -> tuple[Values, Values, Values]:
@@ -102,10 +103,11 @@ class Piecewise(Activation):
         met = [slope for slope, _ in (*curve.right[:-1], *curve.left[1:])]
         return functools.reduce(torch.minimum, met).to(dtype), functools.reduce(torch.maximum, met).to(dtype)
 
-    def touching(self, x: Interval, slope: Tensor) -> tuple[Tensor, ...]:
-        """The ends and the knots between them."""
+    def touching(self, x: Interval, slope: Tensor, *, below: bool) -> tuple[Tensor, ...]:
+        """The knots, moved to the nearer end where they lie outside, and the ends unless convexity rules them out."""
         knots = (torch.as_tensor(knot, dtype=x.lower.dtype, device=x.lower.device) for knot in self.pieces()[0])
-        return (x.lower, *(torch.minimum(torch.maximum(knot, x.lower), x.upper) for knot in knots), x.upper)
+        inner = tuple(torch.minimum(torch.maximum(knot, x.lower), x.upper) for knot in knots)
+        return inner if inner and (self.convex if below else self.concave) else (x.lower, *inner, x.upper)
 
     def float_error(self, x: Interval) -> Tensor:
         """One rounding of slope * x unless the slope is 0 or +-1, one of the addition unless a term is zero, and the constants' own."""

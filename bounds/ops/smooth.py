@@ -101,7 +101,7 @@ class Smooth(Activation):
         least = torch.minimum(self.derivative(lower), self.derivative(upper))
         return least.to(x.lower.dtype), self.derivative(nearest).to(x.lower.dtype)
 
-    def touching(self, x: Interval, slope: Tensor) -> tuple[Tensor, ...]:
+    def touching(self, x: Interval, slope: Tensor, *, below: bool) -> tuple[Tensor, ...]:
         """The ends and the points between them where the derivative is the slope."""
         point = self.inverse_derivative(slope.detach())
         inner = (torch.minimum(torch.maximum(p, x.lower), x.upper) for p in (-point, point))
@@ -151,7 +151,7 @@ class Smooth(Activation):
         error = 2 * _value_error(derivative) + rounding.gamma(5, torch.float64) * derivative + rounding.gamma(1, torch.float64) * slope
         excess = torch.maximum((error + tilt) * (upper - point), (error - tilt) * (point - middle)).clamp(min=0.0)
         excess = excess * (1 + rounding.gamma(4, torch.float64)) + rounding.underflow(4, torch.float64)
-        return torch.maximum(ends, rounding.above(self._residual(point, slope, side), excess))
+        return torch.maximum(ends, rounding.above(self._residual(point, slope, side), excess.detach()))
 
     @torch.no_grad()
     def _critical(self, slope: Tensor) -> Tensor:

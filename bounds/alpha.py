@@ -1,0 +1,240 @@
+"""alpha-CROWN: slopes of the relaxation optimised for every row, multipliers of split neurons with them (beta-CROWN).
+
+A lower bound of a row is a concave-like function of the slopes below each activation (and above, for smooth ones) and of the multipliers of
+split neurons; any choice gives a valid bound. `RowProblem` improves them by gradient ascent on an estimate in the working type and then
+walks down once more with every rounding charged: only that bound is returned.
+
+References: Xu et al. 2021, Fast and complete: enabling complete neural network verification with rapid and massively parallel incomplete
+verifiers; Wang et al. 2021, Beta-CROWN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.backward import Planar, Start, View, bound_objective, concretize, element_start, linear_bounds, objective_start
+from bounds.crown import LinearEngine, unstable
+from bounds.interval import Interval
+from bounds.linear import LinearBounds
+from bounds.local import Rows
+from bounds.network import Network
+from bounds.ops.base import Activation, product
+from bounds.rowwise import Freedom, RowView, RowWalk, Split, unstable_columns
+from bounds.trace import Trace
+
+_EXACT = torch.float64
+_COPIES = 14
+"""Tensors of the size of a row's coefficients that one step of the ascent holds: saved for the gradient, moments, the best so far."""
+
+Alphas = dict[int, tuple[Tensor, ...]]
+Betas = dict[int, Tensor]
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""(A, constant) of lower planes in deviations from the region's origin -> what is to be maximised, (B, R)."""
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """Projected gradient ascent by Adam. steps: gradients taken; lr, beta_lr: first step sizes of alphas and multipliers; decay: per step."""
+
+    steps: int = 20
+    lr: float = 0.1
+    beta_lr: float = 0.05
+    decay: float = 0.98
+
+
+@dataclass(frozen=True, eq=False)
+class Proven:
+    """A x + b <= row for every x of the region, A: (B, R, *input_shape), b: (B, R); `bound` <= row, (B, R) float64."""
+
+    A: Tensor
+    b: Tensor
+    bound: Tensor
+
+    @staticmethod
+    def join(parts: Sequence[Proven]) -> Proven:
+        """Several groups of rows as one."""
+        return Proven(*(torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("A", "b", "bound")))
+
+
+class RowProblem:
+    """Lower bounds of rows that start at one node, as a function of alphas and multipliers.
+
+    intervals: of activations' inputs, by the activation's index, (B, R or 1, k) at its unstable columns, where rows know more than the trace. splits: by node.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        top: int,
+        start: Start,
+        intervals: Mapping[int, Interval] | None = None,
+        splits: Mapping[int, Split] | None = None,
+    ) -> None:
+        self.trace, self.top, self.start = trace, top, start
+        self.splits = dict(splits or {})
+        self.free: dict[int, Freedom] = {}
+        for index in ancestors(trace.network, top):
+            op = trace.network.nodes[index].op
+            if isinstance(op, Activation) and op.free:
+                columns = unstable_columns(trace, index)
+                if columns.numel():
+                    self.free[index] = Freedom(trace, index, columns, (intervals or {}).get(index))
+
+    def initial(self) -> Alphas:
+        """The slopes of CROWN."""
+        return {index: freedom.initial() for index, freedom in self.free.items()}
+
+    def estimate(self, alphas: Alphas, betas: Betas, measure: Measure | None = None) -> Tensor:
+        """The rows' lower bounds (B, R) without regard to rounding, differentiable."""
+        planar = self._walk(alphas, betas, rigorous=False)
+        constant = planar.lower + self.start.value
+        return constant - self.trace.region.decrease(planar.A) if measure is None else measure(planar.A, constant)
+
+    def prove(self, alphas: Alphas, betas: Betas) -> Proven:
+        """What these alphas and multipliers prove. Numerics: outward rounded."""
+        planar = self._walk(alphas, betas, rigorous=True)
+        view, start = View(self.trace, None), self.start
+        floor, _ = concretize(view, planar)
+        planes = linear_bounds(view, planar, start.value, start.slack)
+        return Proven(planes.lower_A, planes.lower_b, rounding.below(start.value + floor, start.slack))
+
+    def maximise(
+        self, alphas: Alphas, betas: Betas, ascent: Ascent, enough: Tensor | None = None, measure: Measure | None = None
+    ) -> tuple[Alphas, Betas, Tensor]:
+        """The best alphas and multipliers met for every row, and their estimates (B, R).
+
+        enough: the ascent ends once every row's estimate is above it.
+        """
+        batch, rows = self.start.fee.shape
+        best_alphas = {k: tuple(a.detach().expand(batch, rows, *a.shape[2:]).clone() for a in v) for k, v in alphas.items()}
+        best_betas = {k: b.detach().expand(batch, rows, -1).clone() for k, b in betas.items()}
+        best = [*(a for v in best_alphas.values() for a in v), *best_betas.values()]
+        variables = [b.clone().requires_grad_() for b in best]
+        supply = iter(variables)
+        alphas = {k: tuple(next(supply) for _ in v) for k, v in alphas.items()}
+        betas = {k: next(supply) for k in betas}
+        count = len(variables) - len(betas)
+        groups = [{"params": variables[:count], "lr": ascent.lr}, {"params": variables[count:], "lr": ascent.beta_lr}]
+        adam = torch.optim.Adam([g for g in groups if g["params"]], maximize=True) if variables else None
+        record = torch.full_like(self.start.fee, -torch.inf)
+        for step in range(ascent.steps + 1):
+            with torch.enable_grad():
+                value = self.estimate(alphas, betas, measure)
+            better = value.detach() > record
+            record = torch.where(better, value.detach(), record)
+            for kept, variable in zip(best, variables, strict=True):
+                mask = better.reshape(*better.shape, *[1] * (variable.dim() - 2))
+                torch.where(mask, variable.detach(), kept, out=kept)
+            done = enough is not None and bool((record > enough).all())
+            if adam is None or step == ascent.steps or done or self.trace.late or not value.requires_grad:
+                break
+            gradients = torch.autograd.grad(value.sum(), variables, allow_unused=True)
+            for variable, gradient in zip(variables, gradients, strict=True):
+                variable.grad = gradient
+            adam.step()
+            with torch.no_grad():
+                for variable in variables[:count]:
+                    variable.clamp_(0, 1)
+                for variable in variables[count:]:
+                    variable.clamp_(min=0)
+            for group in adam.param_groups:
+                group["lr"] *= ascent.decay
+        return best_alphas, best_betas, record
+
+    def _walk(self, alphas: Alphas, betas: Betas, *, rigorous: bool) -> Planar:
+        planes = {k: freedom.fitted(alphas[k]) if rigorous else freedom.estimated(alphas[k]) for k, freedom in self.free.items()}
+        splits = {k: replace(split, beta=betas[k]) for k, split in self.splits.items()}
+        view = RowView(self.trace, None, planes, splits, rigorous)
+        fee = self.start.fee if rigorous else torch.zeros_like(self.start.fee)
+        return RowWalk(view, dict(self.start.pending), -fee, -fee, two_sided=False).run(self.top)
+
+
+def ancestors(network: Network, top: int) -> list[int]:
+    """The nodes that node `top` is computed from, itself included, in order."""
+    wanted = {top}
+    for index in range(top, -1, -1):
+        if index in wanted:
+            wanted.update(network.nodes[index].inputs)
+    return sorted(wanted)
+
+
+@dataclass(frozen=True)
+class AlphaCrown(LinearEngine):
+    """alpha-CROWN. Property: sound, never looser than `Crown` with the same fields. Numerics: outward rounded.
+
+    steps, lr: of the ascent, see `Ascent`. both: optimise upper bounds of the objective as well as lower ones; else the upper ones are
+    CROWN's. hidden: optimise the bounds of hidden nodes too, as long as the walk from a node takes at most `most_hidden` coefficients (rows
+    times numbers that they pass).
+    """
+
+    steps: int = 20
+    lr: float = 0.1
+    both: bool = True
+    hidden: bool = True
+    most_hidden: int = 2_000_000
+
+    def _objective(self, trace: Trace, C: Tensor, limit: int) -> tuple[LinearBounds, Interval]:
+        linear, found = bound_objective(trace, C, limit)
+        rows = C.shape[1]
+        wanted = torch.cat([C, -C], dim=1) if self.both else C
+        top = len(trace.network.nodes) - 1
+        proven = self._rows(trace, top, wanted.shape[1], limit, lambda part: objective_start(View(trace, None), wanted[:, part]))
+        better = proven.bound[:, :rows] > found.lower
+        lower_A, lower_b = _where(better, proven, slice(0, rows), linear.lower_A, linear.lower_b)
+        lower, upper, upper_A, upper_b = torch.maximum(found.lower, proven.bound[:, :rows]), found.upper, linear.upper_A, linear.upper_b
+        if self.both:
+            below = -proven.bound[:, rows:]
+            A, b = _where(below < found.upper, proven, slice(rows, None), -linear.upper_A, -linear.upper_b)
+            upper, upper_A, upper_b = torch.minimum(found.upper, below), -A, -b
+        return LinearBounds(lower_A, lower_b, upper_A, upper_b), Interval(lower, upper)
+
+    def _tighten(self, trace: Trace, index: int, limit: int, known: Interval | None) -> None:
+        super()._tighten(trace, index, limit, known)
+        interval = trace.interval(index)
+        mask = unstable(trace.network, index, interval).flatten(1)
+        count = int(mask.sum(1).max())
+        if not self.hidden or trace.network.affine_in_input[index] or count == 0:
+            return
+        if 2 * count * _neurons(trace.network, index) > self.most_hidden:
+            return
+        chosen = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
+        elements = torch.cat([chosen, chosen], dim=1)
+        sign = torch.where(torch.arange(2 * count, device=mask.device) < count, 1.0, -1.0).to(trace.dtype).expand_as(elements)
+
+        def start(part: slice) -> Start:
+            return element_start(View(trace, None), Rows(index, elements[:, part], sign[:, part]))
+
+        bounds = self._rows(trace, index, 2 * count, limit, start).bound
+        low, high = rounding.round_down(bounds[:, :count], trace.dtype), rounding.round_up(-bounds[:, count:], trace.dtype)
+        # Padding is left as it was, so that a region's bounds do not depend on the others in its batch.
+        valid = mask.gather(1, chosen)
+        lower, upper = interval.lower.flatten(1), interval.upper.flatten(1)
+        lower = lower.scatter(1, chosen, torch.where(valid, torch.maximum(lower.gather(1, chosen), low), lower.gather(1, chosen)))
+        upper = upper.scatter(1, chosen, torch.where(valid, torch.minimum(upper.gather(1, chosen), high), upper.gather(1, chosen)))
+        trace.narrow(index, Interval(lower.view_as(interval.lower), upper.view_as(interval.upper)))
+
+    def _rows(self, trace: Trace, top: int, count: int, limit: int, start: Callable[[slice], Start]) -> Proven:
+        """Optimised bounds of the rows, some rows at a time."""
+        height = max(1, 8 * limit // (_COPIES * trace.batch * _neurons(trace.network, top)))
+        parts = []
+        for first in range(0, count, height):
+            trace.check_time()
+            problem = RowProblem(trace, top, start(slice(first, first + height)))
+            alphas, betas, _ = problem.maximise(problem.initial(), {}, Ascent(self.steps, self.lr))
+            parts.append(problem.prove(alphas, betas))
+        return Proven.join(parts)
+
+
+def _neurons(network: Network, top: int) -> int:
+    """Numbers of all nodes that a walk from `top` passes."""
+    return sum(product(network.nodes[index].shape) for index in ancestors(network, top))
+
+
+def _where(better: Tensor, proven: Proven, rows: slice, A: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    mask = better.reshape(*better.shape, *[1] * (A.dim() - 2))
+    return torch.where(mask, proven.A[:, rows], A), torch.where(better, proven.b[:, rows], b)
