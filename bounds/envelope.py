@@ -9,18 +9,21 @@ Reference: thesis section 3.3.1, Lemma 3.1 and problem (3.14); section 3.3.2, Al
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bounds import rounding
 from bounds.errors import NumericsError, RegionError
+from bounds.lagrange import largest_gain
 from bounds.linear import LinearBounds
 from bounds.region import LpBall
 
 _EXACT = torch.float64
-_SHRINK = (1 - 1e-12, 1 - 1e-10, 1 - 1e-8, 1 - 1e-6, 1 - 1e-4, 0.99)
+_SHRINK = (1 - 2e-12, 1 - 1e-10, 1 - 1e-8, 1 - 1e-6, 1 - 1e-4, 0.99)
 """Factors tried until the rounded check of a radius succeeds."""
+_NOT_FINITE = "a plane of the envelope is NaN or infinite; the bounds it came from are not usable"
 
 
 def distances(planes: LinearBounds, ball: LpBall, p: float | None = None) -> Tensor:
@@ -35,47 +38,126 @@ def distances(planes: LinearBounds, ball: LpBall, p: float | None = None) -> Ten
         RegionError: p is below 1. NumericsError: a plane is NaN or infinite.
     """
     value, A = _values(planes, ball)
-    return torch.where(value > 0, _reach_plane(A, value, _limits(ball, A), ball.p if p is None else p), 0.0)
+    return _outside(value, A, ball, ball.p if p is None else p)
 
 
 def signed_distances(planes: LinearBounds, ball: LpBall, p: float | None = None) -> Tensor:
     """As `distances` where the plane separates x; elsewhere minus the distance to the half-space beyond it (thesis section 3.3.3)."""
     value, A = _values(planes, ball)
     norm = ball.p if p is None else p
-    outside = _reach_plane(-A, -value, _limits(ball, -A), norm)
-    return torch.where(value > 0, _reach_plane(A, value, _limits(ball, A), norm), -outside)
+    return torch.where(value > 0, _outside(value, A, ball, norm), -_outside(-value, -A, ball, norm))
 
 
-def certified_radius(planes: LinearBounds, ball: LpBall) -> Tensor:
+@torch.no_grad()
+def certified_radius(planes: LinearBounds, ball: LpBall, lower: Tensor | None = None) -> Tensor:
     """min(eps, nearest plane) for each set of `ball`, the region that `planes` were computed on; (B,) float64.
 
-    Every point of the domain within that distance of the centre has A x + b > 0 in every row. The ball needs one eps a set. Property: sound.
-    Numerics: rounded downward; the radius that is returned has been checked with outward rounding.
+    Every point of the domain within that distance of the centre has a positive margin in every row. The ball needs one eps a set. lower: what
+    the engine proved of the rows on the whole ball, (B, rows), if it is at hand; rows that it leaves positive are no nearer than eps.
+
+    Property: sound. Numerics: rounded downward; the radius that is returned has been checked with outward rounding.
 
     Raises:
-        RegionError: eps differs between the features of a set.
+        RegionError: eps differs between the features of a set. NumericsError: a plane is NaN or infinite.
     """
     flat = torch.as_tensor(ball.eps).flatten(1)
-    eps = flat[:, 0]
-    if bool((flat != eps.unsqueeze(1)).any()):
+    radius = flat[:, 0].clone()
+    if bool((flat != radius.unsqueeze(1)).any()):
         raise RegionError("a certified radius needs the same eps for every feature of a set; use the region itself otherwise")
-    value, A = _values(planes, ball)
-    floor = value - rounding.gamma(A.shape[-1] + 4, _EXACT) * (A.abs() * ball.center.flatten(1).abs().unsqueeze(1)).sum(-1)
-    floor = rounding.below(floor - rounding.gamma(4, _EXACT) * planes.lower_b.abs())
-    wanted = torch.minimum(eps, distances(planes, ball).amin(-1))
-    radius = torch.zeros_like(eps)
-    for factor in (1.0, *_SHRINK):
-        candidate = torch.where(radius > 0, radius, wanted * factor)
-        holds = (floor - _around(ball, candidate).decrease(planes.lower_A) > 0).all(-1)
-        radius = torch.where((radius == 0) & holds, candidate, radius)
-        if bool(((radius > 0) | (wanted == 0)).all()):
-            break
-    return radius
+    lower = planes.concretize(ball).lower if lower is None else lower.to(radius.device)
+    crossed = ~(lower > 0)
+    image = crossed.any(-1).nonzero().flatten()
+    row = lower[image].argmin(-1)
+    radius[image] = _Seen.rows(planes, ball, image, row).within(radius[image])
+    # Other rows that reach into the ball rarely come nearer than the lowest: those clear of the radius found need no distance.
+    crossed[image, row] = False
+    image, row = (crossed & (radius > 0).unsqueeze(-1)).nonzero(as_tuple=True)
+    for dtype in (planes.lower_A.dtype, _EXACT):
+        if len(image) == 0:
+            return radius
+        near = ~_Seen.rows(planes, ball, image, row, dtype).clear(radius[image])
+        image, row = image[near], row[near]
+    found = _Seen.rows(planes, ball, image, row).within(radius[image])
+    return radius.scatter_reduce(0, image, found, "amin")
 
 
-def _around(ball: LpBall, radius: Tensor) -> LpBall:
-    """The same centres and domain with another radius for each set."""
-    return LpBall(ball.center, radius.reshape(-1, *([1] * len(ball.shape))), ball.p, ball.domain)
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """Planes as seen from the centres of their balls, one a set: >= floor there, and at most <steep, t> less where features move by t.
+
+    steep: (T, n) and limits: (T, n) or None, how far features may move in the direction that lowers the plane, in one type; floor: (T,)
+    float64; p: the norm.
+    """
+
+    steep: Tensor
+    floor: Tensor
+    limits: Tensor | None
+    p: float
+
+    @classmethod
+    def rows(cls, planes: LinearBounds, ball: LpBall, image: Tensor, row: Tensor, dtype: torch.dtype = _EXACT) -> _Seen:
+        """Row `row` of the planes of set `image`, for several of them."""
+        A, b = planes.lower_A[image, row].to(ball.center.device, dtype).flatten(1), planes.lower_b[image, row].to(ball.center)
+        center, steep = ball.center.flatten(1).to(dtype)[image], A.abs()
+        error = rounding.gamma(A.shape[-1] + 6, dtype) * (_dot(steep, center.abs()).to(_EXACT) + b.abs())
+        floor = rounding.below(_dot(A, center).to(_EXACT) + b, error + rounding.underflow(A.shape[-1] + 6, dtype))
+        if not bool(torch.isfinite(floor).all()):
+            raise NumericsError(_NOT_FINITE)
+        if ball.domain is None:
+            return cls(steep, floor, None, ball.p)
+        down, up = (side.flatten(1).to(dtype)[image] for side in _sides(ball))
+        return cls(steep, floor, torch.where(A > 0, down, up), ball.p)
+
+    def select(self, index: Tensor) -> _Seen:
+        """Some of them."""
+        limits = None if self.limits is None else self.limits[index]
+        return _Seen(self.steep[index], self.floor[index], limits, self.p)
+
+    def within(self, most: Tensor) -> Tensor:
+        """min(most, distance), rounded downward; (T,)."""
+        separating = self.floor > 0
+        if not bool(separating.all()):
+            radius = torch.zeros_like(most)
+            radius[separating] = self.select(separating).within(most[separating])
+            return radius
+        limits = None if self.limits is None else self.limits.unsqueeze(1)
+        distance = _reach_plane(self.steep.unsqueeze(1), self.floor.unsqueeze(1), limits, self.p).squeeze(1)
+        wanted, radius = torch.minimum(most, distance), torch.zeros_like(most)
+        for factor in _SHRINK:
+            radius = torch.where((radius == 0) & self.clear(wanted * factor), wanted * factor, radius)
+            if bool((radius > 0).all()):
+                break
+        return radius
+
+    def clear(self, radius: Tensor) -> Tensor:
+        """Whether the plane is certainly positive on the ball of that radius, > 0; (T,) bool."""
+        terms, dtype = self.steep.shape[-1] + 12, self.steep.dtype
+        if self.p == math.inf:
+            step = radius.to(dtype).unsqueeze(-1)
+            moved = step.expand_as(self.steep) if self.limits is None else torch.minimum(self.limits, step)
+            fall = size = _dot(self.steep, moved).to(_EXACT)
+        else:
+            scale, dtype = radius.unsqueeze(-1), _EXACT
+            limits = None if self.limits is None else (self.limits.to(_EXACT) / scale).clamp(max=2.0)
+            fall, size = largest_gain(self.steep.to(_EXACT) * scale, None if limits is None else (limits, limits), self.p)
+        error = 2 * rounding.gamma(terms, dtype) * size + rounding.underflow(terms, dtype)
+        return self.floor > rounding.above(fall, error)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """sum over the last axis of a b, (T, n) -> (T,)."""
+    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
+
+
+def _sides(ball: LpBall) -> tuple[Tensor, Tensor]:
+    """How far each feature may fall and rise in the domain."""
+    low, high = (torch.as_tensor(side) for side in ball.domain)  # type: ignore[union-attr]
+    return ball.center - low, high - ball.center
+
+
+def _outside(value: Tensor, A: Tensor, ball: LpBall, p: float) -> Tensor:
+    """The distance of the plane A d + value = 0 where value > 0, else 0; (B, rows)."""
+    return torch.where(value > 0, _reach_plane(A.abs(), value, _limits(ball, A), p), 0.0)
 
 
 def _values(planes: LinearBounds, ball: LpBall) -> tuple[Tensor, Tensor]:
@@ -83,7 +165,7 @@ def _values(planes: LinearBounds, ball: LpBall) -> tuple[Tensor, Tensor]:
     A = planes.lower_A.to(_EXACT).flatten(2)
     value = torch.bmm(A, ball.center.flatten(1).unsqueeze(-1)).squeeze(-1) + planes.lower_b
     if not bool(torch.isfinite(value).all()):
-        raise NumericsError("a plane of the envelope is NaN or infinite; the bounds it came from are not usable")
+        raise NumericsError(_NOT_FINITE)
     return value, A
 
 
@@ -91,29 +173,26 @@ def _limits(ball: LpBall, A: Tensor) -> Tensor | None:
     """How far each feature may move against the sign of A before it leaves the domain: (B, rows, n), None without a domain."""
     if ball.domain is None:
         return None
-    low, high = (torch.as_tensor(side).flatten(1).unsqueeze(1) for side in ball.domain)
-    center = ball.center.flatten(1).unsqueeze(1)
-    return torch.where(A > 0, center - low, high - center)
+    down, up = (side.flatten(1).unsqueeze(1) for side in _sides(ball))
+    return torch.where(A > 0, down, up)
 
 
-def _reach_plane(A: Tensor, value: Tensor, limits: Tensor | None, p: float) -> Tensor:
-    """min ||t||_p with <|A|, t> >= value and 0 <= t <= limits, for value > 0; inf if no such t."""
+def _reach_plane(q: Tensor, value: Tensor, limits: Tensor | None, p: float) -> Tensor:
+    """min ||t||_p with <q, t> >= value and 0 <= t <= limits, for q >= 0 and value > 0; inf if no such t. q: (B, rows, n)."""
     if not p >= 1:
         raise RegionError(f"norm {p} is not a norm: use a number from 1 to inf")
     if limits is None:
         dual = math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)
-        norm = torch.linalg.vector_norm(A, ord=dual, dim=-1)
+        norm = torch.linalg.vector_norm(q, ord=dual, dim=-1)
         return torch.where(norm > 0, value / torch.where(norm > 0, norm, 1.0), math.inf)
-    q = A.abs()
-    gain = q * limits
-    return _greedy(q, gain, limits, value) if p == 1 else _shared(q, gain, limits, value, p)
+    return _greedy(q, limits, value) if p == 1 else _shared(q, limits, value, p)
 
 
-def _greedy(q: Tensor, gain: Tensor, limits: Tensor, value: Tensor) -> Tensor:
+def _greedy(q: Tensor, limits: Tensor, value: Tensor) -> Tensor:
     """p = 1: features are spent one after the other, the steepest first."""
     steep, order = q.sort(dim=-1, descending=True)
     spent = torch.where(steep > 0, limits.gather(-1, order), 0.0)
-    total = gain.gather(-1, order).cumsum(-1)
+    total = (steep * spent).cumsum(-1)
     enough = total >= value.unsqueeze(-1)
     first = enough.to(torch.uint8).argmax(-1, keepdim=True)
     zero = torch.zeros_like(total[..., :1])
@@ -123,24 +202,41 @@ def _greedy(q: Tensor, gain: Tensor, limits: Tensor, value: Tensor) -> Tensor:
     return torch.where(enough.any(-1), (used + needed).squeeze(-1), math.inf)
 
 
-def _shared(q: Tensor, gain: Tensor, limits: Tensor, value: Tensor, p: float) -> Tensor:
-    """1 < p <= inf: t = min(limits, s w) with w = q^(1 / (p - 1)) for one s, found in closed form between two features' limits."""
-    w = (q > 0).to(q) if p == math.inf else q.pow(1 / (p - 1))
-    rate = q * w
-    at_limit = torch.where(rate > 0, limits / torch.where(w > 0, w, 1.0), math.inf)
-    at_limit, order = at_limit.sort(dim=-1)
-    gain, rate, limits, w = (v.gather(-1, order) for v in (gain, rate, limits, w))
-    zero = torch.zeros_like(gain[..., :1])
-    fixed = torch.cat([zero, gain.cumsum(-1)[..., :-1]], -1)
-    moving = rate.flip(-1).cumsum(-1).flip(-1)
-    most = torch.where(moving > 0, fixed + at_limit * moving, fixed)
-    enough = (most >= value.unsqueeze(-1)) & (moving > 0)
-    first = enough.to(torch.uint8).argmax(-1, keepdim=True)
-    scale = (value.unsqueeze(-1) - fixed.gather(-1, first)) / moving.gather(-1, first).clamp_min(1e-300)
+def _shared(q: Tensor, limits: Tensor, value: Tensor, p: float) -> Tensor:
+    """1 < p <= inf: t = min(limits, s w) with w = q^(1 / (p - 1)) for the s at which <q, t> = value."""
+    gain = q * limits
+    stuck = _stuck(q, gain, limits, value, p)
+    w, slope, scale = _share(q, gain, value, p, stuck)
+    step = torch.where(stuck, limits, scale.unsqueeze(-1) * w)
+    norm = scale if p == math.inf else torch.linalg.vector_norm(step, ord=p, dim=-1)
+    return torch.where(slope > 0, norm, math.inf)
+
+
+@torch.no_grad()
+def _stuck(q: Tensor, gain: Tensor, limits: Tensor, value: Tensor, p: float) -> Tensor:
+    """The features that are at their limits in `_shared`.
+
+    <q, min(limits, s w)> is concave in s, so Newton's steps from 0 never pass the solution: features reach their limits for good, and the
+    step after which no more of them do is exact. Reference: thesis Algorithm 3.4.
+    """
+    stuck = limits <= 0
+    while True:
+        w, _, scale = _share(q, gain, value, p, stuck)
+        more = (limits < scale.unsqueeze(-1) * w).logical_or_(stuck)
+        if torch.equal(more, stuck):
+            return stuck
+        stuck = more
+
+
+def _share(q: Tensor, gain: Tensor, value: Tensor, p: float, stuck: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
+    """w of the features that are not stuck (up to a factor), <q, w> over them, and the s at which they make up what the stuck ones leave."""
+    free = q.masked_fill(stuck, 0.0)
+    missing = (value - gain.masked_fill(~stuck, 0.0).sum(-1)).clamp_min(0)
     if p == math.inf:
-        norm = scale.squeeze(-1)
+        w, slope = 1.0, free.sum(-1)
     else:
-        position = torch.arange(q.shape[-1], device=q.device).expand_as(q)
-        step = torch.where(position < first, torch.where(rate > 0, limits, 0.0), scale * w)
-        norm = torch.where(torch.isfinite(step), step, 0.0).pow(p).sum(-1).pow(1 / p)
-    return torch.where(enough.any(-1), norm, math.inf)
+        top = free.amax(-1, keepdim=True)
+        ratio = torch.where(free > 0, free / torch.where(top > 0, top, 1.0), 1.0)
+        w = torch.where(free > 0, ratio.pow(1 / (p - 1)), 0.0)
+        slope = (free * w).sum(-1)
+    return w, slope, missing / torch.where(slope > 0, slope, 1.0)
