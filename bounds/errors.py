@@ -15,7 +15,8 @@ RingfenceError                 base of all errors raised on purpose; the CLI tur
 ├── SolverError                a solver is missing, failed or gave an answer we do not understand
 │   └── SolverMissingError     the package is not installed; says the pip line
 ├── ProofError                 a proof and a point that was met contradict each other: a defect of this project or of a solver
-├── ClusterError               a cluster is not reachable, or the package that talks to it is not installed
+├── WorkerError                the processes that should do the work cannot be started
+│   └── ClusterError           a cluster is not reachable, or the package that talks to it is not installed
 └── OutputError                a result could not be written
     └── ResultsError           a results file is of another kind or version, in use, or damaged
 """
@@ -91,5 +92,9 @@ class ResultsError(OutputError):
     """A results file is of another kind or version, is damaged, or is being written by another process."""
 
 
-class ClusterError(RingfenceError):
+class WorkerError(RingfenceError):
+    """The processes that should do the work cannot be started."""
+
+
+class ClusterError(WorkerError):
     """A cluster cannot be reached, or the package that talks to it is not installed; the message says the pip line to run."""

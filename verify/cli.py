@@ -171,6 +171,71 @@ def evaluate(  # noqa: PLR0913 - one argument an option
 
 
 @app.command()
+def bench(  # noqa: PLR0913 - one argument an option
+    suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="SUITE",
+            help="mnist or cifar10; or an instances.csv, a folder of such, or the name of one in --data-dir.",
+            show_default=False,
+        ),
+    ],
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's official files, or of families of instances.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the data set's files if they are not in the cache yet.")] = False,
+    model: Annotated[
+        list[Path] | None, typer.Option(help="For mnist and cifar10: a network, or a folder of networks; may be repeated.")
+    ] = None,
+    eps: Annotated[str | None, typer.Option(help="For mnist and cifar10: radii in units of pixels in [0, 1], separated by commas.")] = None,
+    norm: Annotated[str, typer.Option(help="For mnist and cifar10: norm of the perturbation, inf, 2 or 1.")] = "inf",
+    mean: Annotated[str | None, typer.Option(help="Mean the network's inputs were normalised with: one number, or one a channel.")] = None,
+    std: Annotated[str | None, typer.Option(help="Standard deviation they were normalised with.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="The first N images that are classified correctly, or the first N instances.", min=1)
+    ] = None,
+    family: Annotated[list[str] | None, typer.Option(help="Only this family of instances; may be repeated.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results file; the same command goes on where it stopped. [default: SUITE.sqlite]")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes, one thread each. [default: one a core]", min=1)] = None,
+    retry: Annotated[str | None, typer.Option(help="Ask stored instances again that are unknown, error, or unknown,error.")] = None,
+    engine: Annotated[str, typer.Option(help="Where instances run: local, or ray.")] = "local",
+    address: Annotated[str | None, typer.Option(help="With --engine ray: the cluster to join, such as auto or ray://HOST:10001.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page of the results, such as report.html.")] = None,
+    semantics: Annotated[str, typer.Option(help="Arithmetic that verified covers: real or float32-any-order.")] = "real",
+    confirm: Annotated[
+        bool, typer.Option("--confirm", help="Let a second solver agree before a solver's proof counts as verified.")
+    ] = False,
+    as_json: Json = False,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for each instance. [default: the suite's own; 60 for images]", min=0.0)
+    ] = None,
+    device: Device = "cpu",
+    memory_limit: MemoryLimit = None,
+    seed: Seed = 0,
+) -> int:
+    """Ask many questions: durable results, several workers. Exit code 4: a verdict contradicts what is expected."""
+    from verify.bench_command import Bench, Wanted, choose_engine, choose_out, read_normalisation, read_numbers, read_retry
+    from verify.questions import read_memory
+    from verify.sweep import Sweep
+    from verify.tasks import Settings
+
+    normalisation = read_normalisation(mean, std)
+    wanted = Wanted(
+        suite, data_dir, timeout, tuple(family or ()), tuple(model or ()), read_numbers(eps, "--eps"), norm, count, normalisation, download
+    )
+    settings = Settings(read_memory(memory_limit), device, seed, semantics, _second_solver() if confirm else None)
+    chosen, place = choose_engine(engine, workers, address), choose_out(out, suite)
+    sweep = Sweep(suite, wanted.tasks(lambda line: None if as_json else _print(line)), settings, timeout, read_retry(retry))
+    return Bench(sweep, chosen, place, _print, as_json, report).run()
+
+
+def _second_solver() -> str:
+    from verify.command import second_solver
+
+    return second_solver()
+
+
+@app.command()
 def inspect(
     model: Model,
     as_json: Json = False,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-VERIFIED, FALSIFIED, ERROR, UNKNOWN, INTERRUPTED = 0, 1, 2, 3, 130
+VERIFIED, FALSIFIED, ERROR, UNKNOWN, CONTRADICTED, INTERRUPTED = 0, 1, 2, 3, 4, 130
 _WORST_FIRST = (ERROR, FALSIFIED, UNKNOWN, VERIFIED)
 
 

@@ -47,7 +47,8 @@ class Instance:
 
     def key(self, configuration: Configuration) -> str:
         """SHA-256 of what the answer depends on, as 64 hexadecimal digits."""
-        parts = (self.network_hash, self.spec_hash, self.limit_s, configuration.tool, configuration.version, configuration.text())
+        limit = None if self.limit_s is None else float(self.limit_s)
+        parts = (self.network_hash, self.spec_hash, limit, configuration.tool, configuration.version, configuration.text())
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
