@@ -96,7 +96,7 @@ def wants_gradient(*tensors: Tensor) -> bool:
 def _neighbour(value: Tensor, sign: int) -> Tensor:
     """The next number below (sign -1) or above (sign 1)."""
     towards = _infinity(sign, value.dtype, value.device)
-    return _Neighbour.apply(value, towards) if wants_gradient(value) else torch.nextafter(value, towards)  # type: ignore[no-any-return, no-untyped-call]
+    return _Neighbour.apply(value, towards) if wants_gradient(value) else torch.nextafter(value, towards)  # type: ignore[no-untyped-call]
 
 
 def quotient(a: Tensor, b: Tensor) -> Tensor:
