@@ -124,14 +124,12 @@ class Workers:
         signs = [sign for slot in self._slots for sign in (slot.connection, slot.process.sentinel)]
         seen = wait(signs, self._patience())
         found = [slot for slot in self._slots if slot.connection in seen or slot.process.sentinel in seen]
-        finished: list[Done] = []
         for slot in list(self._slots):
             done = self._hear(slot) if slot in found else None
             done = done or self._overrun(slot)
             if done is not None:
-                finished.append(done)
-        self._feed()
-        yield from finished
+                yield done
+                self._feed()  # not before the answer is stored: a slot has one answer to lose at most
 
     def _patience(self) -> float:
         """Seconds until a deadline, at most the interval at which memory is looked at."""

@@ -80,6 +80,15 @@ def _count(argument: str) -> Outcome:
     return Outcome("verified", detail=str(_count.asked), decided_by=str(os.getpid()))  # type: ignore[attr-defined]
 
 
+def _log(argument: str) -> Outcome:
+    """Works for a moment, then leaves a line in a file: what is asked can be counted even where its answer is lost."""
+    verdict, _, path = argument.partition(" ")
+    time.sleep(0.02)
+    with open(path, "a") as file:
+        file.write(verdict + "\n")
+    return Outcome(verdict, bound=float(len(verdict)))
+
+
 def _unpicklable(argument: str) -> Outcome:
     return Outcome("verified", detail=lambda: None)  # type: ignore[arg-type]
 
@@ -94,6 +103,7 @@ _DO: dict[str, Callable[[str], Outcome]] = {
     "raise": _raise,
     "hog": _hog,
     "count": _count,
+    "log": _log,
     "unpicklable": _unpicklable,
 }
 
