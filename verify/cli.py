@@ -236,6 +236,25 @@ def _second_solver() -> str:
 
 
 @app.command()
+def report(  # noqa: PLR0913 - one argument an option
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.sqlite", help="What ringfence bench wrote.", show_default=False)],
+    html: Annotated[Path | None, typer.Option(help="Write one page that needs nothing else: charts, pictures, all instances.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write every instance as one line of a table.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Compare with the configurations of another results file.")] = None,
+    configuration: Annotated[int | None, typer.Option(help="Number of the configuration to report. [default: our latest]")] = None,
+    as_json: Json = False,
+    timeout: HiddenTimeout = None,
+    device: HiddenDevice = "cpu",
+    memory_limit: HiddenMemoryLimit = None,
+    seed: HiddenSeed = 0,
+) -> int:
+    """Show the results of a sweep: as text, as a page, as a table."""
+    from verify.report_command import Report
+
+    return Report(results, against, configuration, _print, as_json, html, csv).run()
+
+
+@app.command()
 def inspect(
     model: Model,
     as_json: Json = False,
