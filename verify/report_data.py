@@ -120,9 +120,7 @@ def _label(found: Sequence[Answers]) -> tuple[Answers, ...]:
         differing = [n for n in sorted(names) if len({repr(b.configuration.options.get(n)) for b in same}) > 1]
         parts += [f"{n}={a.configuration.options[n]}" for n in differing if n in a.configuration.options][:_SHOWN_OPTIONS]
         labels.append(", ".join(parts))
-    for i, a in enumerate(found):
-        if labels.count(labels[i]) > 1:
-            labels[i] = f"{labels[i]}, {a.path.name}"
+    labels = [f"{label}, {a.path.name}" if labels.count(label) > 1 else label for a, label in zip(found, labels, strict=True)]
     labels = [f"{label} ({i + 1})" if labels.count(label) > 1 else label for i, label in enumerate(labels)]
     return tuple(Answers(a.path, a.number, a.configuration, a.runs, a.rows, a.older, label) for a, label in zip(found, labels, strict=True))
 
