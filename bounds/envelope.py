@@ -183,9 +183,16 @@ def _reach_plane(q: Tensor, value: Tensor, limits: Tensor | None, p: float) -> T
         raise RegionError(f"norm {p} is not a norm: use a number from 1 to inf")
     if limits is None:
         dual = math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1)
-        norm = torch.linalg.vector_norm(q, ord=dual, dim=-1)
+        norm = _norm(q, dual)
         return torch.where(norm > 0, value / torch.where(norm > 0, norm, 1.0), math.inf)
     return _greedy(q, limits, value) if p == 1 else _shared(q, limits, value, p)
+
+
+def _norm(v: Tensor, p: float) -> Tensor:
+    """||v||_p over the last axis, for v >= 0 and any p: powers of the entries' ratios neither overflow nor all vanish."""
+    top = v.detach().amax(-1, keepdim=True)
+    scale = torch.where(top > 0, top, 1.0)
+    return scale.squeeze(-1) * torch.linalg.vector_norm(v / scale, ord=p, dim=-1)
 
 
 def _greedy(q: Tensor, limits: Tensor, value: Tensor) -> Tensor:
@@ -208,7 +215,7 @@ def _shared(q: Tensor, limits: Tensor, value: Tensor, p: float) -> Tensor:
     stuck = _stuck(q, gain, limits, value, p)
     w, slope, scale = _share(q, gain, value, p, stuck)
     step = torch.where(stuck, limits, scale.unsqueeze(-1) * w)
-    norm = scale if p == math.inf else torch.linalg.vector_norm(step, ord=p, dim=-1)
+    norm = scale if p == math.inf else _norm(step, p)
     return torch.where(slope > 0, norm, math.inf)
 
 
@@ -228,13 +235,12 @@ def _stuck(q: Tensor, gain: Tensor, limits: Tensor, value: Tensor, p: float) -> 
         stuck = more
 
 
-def _share(q: Tensor, gain: Tensor, value: Tensor, p: float, stuck: Tensor) -> tuple[Tensor | float, Tensor, Tensor]:
+def _share(q: Tensor, gain: Tensor, value: Tensor, p: float, stuck: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """w of the features that are not stuck (up to a factor), <q, w> over them, and the s at which they make up what the stuck ones leave."""
-    free = q.masked_fill(stuck, 0.0)
+    free, w = q.masked_fill(stuck, 0.0), torch.ones((), dtype=q.dtype, device=q.device)
     missing = (value - gain.masked_fill(~stuck, 0.0).sum(-1)).clamp_min(0)
-    if p == math.inf:
-        w, slope = 1.0, free.sum(-1)
-    else:
+    slope = free.sum(-1)
+    if p != math.inf:
         top = free.amax(-1, keepdim=True)
         ratio = torch.where(free > 0, free / torch.where(top > 0, top, 1.0), 1.0)
         w = torch.where(free > 0, ratio.pow(1 / (p - 1)), 0.0)

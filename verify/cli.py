@@ -145,7 +145,9 @@ def evaluate(  # noqa: PLR0913 - one argument an option
     data_dir: Annotated[Path, typer.Option(help="Folder of the data set's official files.", show_default=False)],
     eps: Annotated[float, typer.Option(help="Radius of the perturbation in units of pixels in [0, 1].", show_default=False)],
     norm: Annotated[str, typer.Option(help="Norm of the perturbation: inf, 2 or 1.")] = "inf",
-    methods: Annotated[str, typer.Option(help="Of ibp, crown-ibp, fastlin, crown and pgd, separated by commas.")] = "ibp,crown,pgd",
+    methods: Annotated[
+        str, typer.Option(help="Of ibp, ibp-planes, crown-ibp, fastlin, crown, alpha, pec and pgd, separated by commas.")
+    ] = "ibp,crown,pgd",
     count: Annotated[int | None, typer.Option(help="How many test images, from the first on; all of them if not given.", min=1)] = None,
     out: Annotated[Path | None, typer.Option(help="Keep results in this file; the same command goes on where it stopped.")] = None,
     clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Whether perturbed pixels stay in [0, 1].")] = True,

@@ -1,7 +1,8 @@
 """How robust a classifier is on many images: the error without perturbation, under attack, and proven by each bound method.
 
 The columns are those of thesis Tables 3.6 to 3.8. An image counts as certified by a method when it is correctly classified and the method's
-lower bound of every margin y[label] - y[j] on the image's region is positive after rounding; one call at the full radius, no search.
+lower bound of every margin y[label] - y[j] on the image's region is positive after rounding; one call at the full radius, no search. "pec",
+the polyhedral envelope, goes on where such a call fails: the distance of the nearest of its planes is still certified (thesis Lemma 3.1).
 """
 
 from __future__ import annotations
@@ -17,25 +18,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bounds.crown import Crown, CrownIbp, FastLin
-from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, place
+from bounds.engine import DEFAULT_MEMORY_MB, place
 from bounds.errors import MemoryLimitError, SpecError, TimeLimitError
-from bounds.ibp import Ibp
 from bounds.network import Network
 from bounds.region import LpBall
 from bounds.trace import Semantics
 from verify.attack import Pgd
-from verify.spec import Margins, class_margins
+from verify.provers import ENGINES, LINEAR, Prover
+from verify.spec import class_margins
 
-PROVERS = ("ibp", "crown-ibp", "fastlin", "crown")
+ENVELOPE = "pec"
+PROVERS = (*ENGINES, ENVELOPE)
 """Bound methods, cheapest first."""
 ATTACK = "pgd"
 METHODS = (*PROVERS, ATTACK)
 """Everything that can be asked for, in the order in which it runs."""
-_GROUP = 32
-"""Images bounded in one call: enough to keep a matrix product busy, few enough for the caches."""
-_DOUBT = 0.02
-"""Margins proven to be above minus this share of their range are tried again in float64; float32 rounding costs less in most networks."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,8 @@ class Settings:
     """What decides the figures.
 
     eps: radius in units of pixels in [0, 1]; norm: 1, 2 or inf; clip: whether perturbed pixels stay in [0, 1]; methods: of `METHODS`; batch:
-    images worked on, and recorded, at once; steps, restarts: of the attack; seed: of the attack.
+    images worked on, and recorded, at once; steps, restarts: of the attack; seed: of the attack. "pec" takes the best of the planes of all
+    linear methods asked for, and Fast-Lin's where there are none.
 
     Raises:
         SpecError: a value that makes no sense, or an unknown method.
@@ -80,6 +78,18 @@ class Settings:
         return tuple(name for name in self.methods if name != ATTACK)
 
     @property
+    def envelope(self) -> tuple[str, ...]:
+        """The linear methods whose planes make the envelope; none where it was not asked for."""
+        if ENVELOPE not in self.methods:
+            return ()
+        return tuple(name for name in self.methods if name in LINEAR) or ("fastlin",)
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """The bound methods to run, cheapest first."""
+        return tuple(name for name in ENGINES if name in self.methods or name in self.envelope)
+
+    @property
     def attacks(self) -> bool:
         """Whether images are attacked."""
         return ATTACK in self.methods
@@ -105,7 +115,8 @@ class Chunk:
 
     correct: whether the unperturbed image is classified as its label. margins: for every bound method the proven lower bound of the worst
     margin, None for a misclassified image. broken: whether the image is misclassified somewhere in its region as far as the attack knows,
-    None without an attack. seconds: for every method.
+    None without an attack. seconds: for every method. radii: the radius that the envelope certifies, None for a misclassified image; None
+    without the envelope.
     """
 
     first: int
@@ -113,6 +124,7 @@ class Chunk:
     margins: Mapping[str, tuple[float | None, ...]]
     broken: tuple[bool, ...] | None
     seconds: Mapping[str, float]
+    radii: tuple[float | None, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.correct)
@@ -125,7 +137,9 @@ class Chunk:
         """The results for the images before image number `stop`."""
         size = max(0, min(len(self), stop - self.first))
         margins = {name: values[:size] for name, values in self.margins.items()}
-        return Chunk(self.first, self.correct[:size], margins, None if self.broken is None else self.broken[:size], self.seconds)
+        broken = None if self.broken is None else self.broken[:size]
+        radii = None if self.radii is None else self.radii[:size]
+        return Chunk(self.first, self.correct[:size], margins, broken, self.seconds, radii)
 
 
 @dataclass(frozen=True)
@@ -133,8 +147,8 @@ class Evaluation:
     """The figures over the first `images` images; errors in percent, average certified bounds in units of eps's, None without images.
 
     certified_error: images that are not both correctly classified and proven. average_certified_bound: mean over the images of eps where
-    certified, else 0. pgd_error: images misclassified somewhere the attack looked, a lower bound of the robust error. seconds: for every
-    method. reason: why the run stopped before `requested` images, None if it did not.
+    certified, else 0; for "pec" of the certified radius. pgd_error: images misclassified somewhere the attack looked, a lower bound of the
+    robust error. seconds: for every method. reason: why the run stopped before `requested` images, None if it did not.
     """
 
     images: int
@@ -210,6 +224,9 @@ def summarise(chunks: Sequence[Chunk], settings: Settings, requested: int, reaso
         return 100.0 * count / images if images else None
 
     certified = {name: sum(sum(chunk.certified(name)) for chunk in kept) for name in settings.provers}
+    reached = {name: settings.eps * count for name, count in certified.items()}
+    if ENVELOPE in reached:
+        reached[ENVELOPE] = math.fsum(radius or 0.0 for chunk in kept for radius in chunk.radii or ())
     broken = sum(sum(chunk.broken or ()) for chunk in kept)
     return Evaluation(
         images=images,
@@ -217,7 +234,7 @@ def summarise(chunks: Sequence[Chunk], settings: Settings, requested: int, reaso
         clean_error=percent(images - sum(sum(chunk.correct) for chunk in kept)),
         pgd_error=percent(broken) if settings.attacks else None,
         certified_error={name: percent(images - count) for name, count in certified.items()},
-        average_certified_bound={name: settings.eps * count / images if images else None for name, count in certified.items()},
+        average_certified_bound={name: total / images if images else None for name, total in reached.items()},
         seconds={name: sum(chunk.seconds.get(name, 0.0) for chunk in kept) for name in settings.methods},
         reason=reason if images < requested else None,
     )
@@ -232,17 +249,12 @@ def evaluate_chunk(
         TimeLimitError: the deadline passed. MemoryLimitError: a single row of bounds does not fit.
     """
     correct = _wins(_outputs(network, images), labels)
-    margins: dict[str, tuple[float | None, ...]] = {}
-    seconds: dict[str, float] = {}
+    proofs = _prove(network, images[correct], labels[correct], settings, limits)
     proven = np.zeros(len(images), dtype=bool)
-    for name in settings.provers:
-        begin = time.monotonic()
-        worst = _prove(network, _region(images[correct], settings), labels[correct], name, settings, limits) if correct.any() else []
-        seconds[name] = time.monotonic() - begin
-        values = iter(worst)
-        margins[name] = tuple(next(values) if right else None for right in correct)
-        proven[correct] |= np.array(worst) > 0
-        limits.check()
+    for worst in proofs.margins.values():
+        proven[correct] |= worst > 0
+    margins = {name: _among(worst, correct) for name, worst in proofs.margins.items()}
+    seconds = dict(proofs.seconds)
     broken = None
     if settings.attacks:
         begin = time.monotonic()
@@ -252,41 +264,49 @@ def evaluate_chunk(
         broken = tuple(fallen.tolist())
         seconds[ATTACK] = time.monotonic() - begin
         limits.check()
-    return Chunk(first, tuple(correct.tolist()), margins, broken, seconds)
+    radii = None if proofs.radii is None else _among(proofs.radii, correct)
+    return Chunk(first, tuple(correct.tolist()), margins, broken, seconds, radii)
+
+
+def _among(values: np.ndarray, chosen: np.ndarray) -> tuple[float | None, ...]:
+    """The values at the chosen places in turn, None elsewhere."""
+    supply = iter(values.tolist())
+    return tuple(next(supply) if here else None for here in chosen)
+
+
+@dataclass(frozen=True)
+class _Proofs:
+    """What every bound method proved of some images: worst margins and, for the envelope, radii; seconds of each method."""
+
+    margins: dict[str, np.ndarray]
+    radii: np.ndarray | None
+    seconds: dict[str, float]
+
+
+def _prove(network: Network, images: np.ndarray, labels: np.ndarray, settings: Settings, limits: Limits) -> _Proofs:
+    """Every bound method in turn; the envelope is measured on the planes of the linear ones as they come."""
+    margins = {name: np.full(len(images), -math.inf) for name in settings.provers}
+    radii = np.zeros(len(images))
+    seconds = dict.fromkeys(settings.provers, 0.0)
+    for name in settings.engines if len(images) else ():
+        prover = Prover(name, limits.device, settings.semantics, limits.memory_mb, limits.deadline)
+        found = prover(network, _region(images, settings), torch.from_numpy(labels.astype(np.int64)), name in settings.envelope)
+        extra = found.radii_seconds
+        if name in margins:
+            margins[name], seconds[name] = found.margins.numpy(), found.seconds
+        else:
+            extra += found.seconds
+        if found.radii is not None:
+            radii = np.maximum(radii, found.radii.numpy())
+            margins[ENVELOPE] = np.maximum(margins[ENVELOPE], found.margins.numpy())
+            seconds[ENVELOPE] += extra
+        limits.check()
+    return _Proofs(margins, radii if settings.envelope else None, seconds)
 
 
 def _region(images: np.ndarray, settings: Settings) -> LpBall:
     """The perturbed images of each image."""
     return LpBall(torch.from_numpy(images), settings.eps, settings.norm, (0.0, 1.0) if settings.clip else None)
-
-
-def _prove(network: Network, region: LpBall, labels: np.ndarray, name: str, settings: Settings, limits: Limits) -> list[float]:
-    """A lower bound of the worst margin of each image: in float32, and again in float64 where its rounding may have cost the proof."""
-    goal = class_margins(torch.from_numpy(labels.astype(np.int64)), network.outputs)
-    worst = []
-    for indices in torch.arange(len(labels)).split(_GROUP):
-        found, width = _bound(network, region.select(indices), goal.select(indices), _engine(name, torch.float32, settings, limits))
-        doubtful = indices[(found <= 0) & (found > -_DOUBT * width)]
-        worst.append(found)
-        if len(doubtful):
-            again, _ = _bound(network, region.select(doubtful), goal.select(doubtful), _engine(name, torch.float64, settings, limits))
-            at = doubtful - indices[0]
-            found[at] = torch.maximum(found[at], again)
-    return torch.cat(worst).tolist()
-
-
-def _bound(network: Network, region: LpBall, goal: Margins, engine: BoundEngine) -> tuple[Tensor, Tensor]:
-    """For each image a lower bound of the worst margin, and the largest width of a margin's range."""
-    found = engine(network, region, goal.C).objective
-    return goal.worst(found.lower).cpu(), found.width.amax(-1).cpu()
-
-
-def _engine(name: str, dtype: torch.dtype, settings: Settings, limits: Limits) -> BoundEngine:
-    """A bound method by name. The objective is folded into the last layer by all of them, interval propagation included."""
-    if name == "ibp":
-        return Ibp(dtype, limits.device, settings.semantics, memory_mb=limits.memory_mb)
-    linear = {"fastlin": FastLin, "crown": Crown, "crown-ibp": CrownIbp}[name]
-    return linear(dtype, limits.device, settings.semantics, limits.memory_mb, deadline=limits.deadline)
 
 
 def _outputs(network: Network, images: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -122,7 +122,8 @@ def to_record(chunk: Chunk) -> dict[str, Any]:
     """A chunk as a record."""
     margins = {name: list(values) for name, values in chunk.margins.items()}
     broken = None if chunk.broken is None else list(chunk.broken)
-    return {"first": chunk.first, "correct": list(chunk.correct), "margins": margins, "broken": broken, "seconds": dict(chunk.seconds)}
+    record = {"first": chunk.first, "correct": list(chunk.correct), "margins": margins, "broken": broken, "seconds": dict(chunk.seconds)}
+    return record if chunk.radii is None else record | {"radii": list(chunk.radii)}
 
 
 def read_chunks(records: Sequence[Mapping[str, Any]], settings: Settings, path: Path) -> list[Chunk]:
@@ -149,16 +150,22 @@ def read_chunks(records: Sequence[Mapping[str, Any]], settings: Settings, path: 
 
 def _chunk(record: Mapping[str, Any]) -> Chunk | None:
     try:
-        margins = {str(name): tuple(None if v is None else float(v) for v in values) for name, values in record["margins"].items()}
+        margins = {str(name): _numbers(values) for name, values in record["margins"].items()}
         broken = None if record["broken"] is None else tuple(map(bool, record["broken"]))
         seconds = {str(name): float(value) for name, value in record["seconds"].items()}
-        return Chunk(int(record["first"]), tuple(map(bool, record["correct"])), margins, broken, seconds)
+        radii = _numbers(record["radii"]) if "radii" in record else None
+        return Chunk(int(record["first"]), tuple(map(bool, record["correct"])), margins, broken, seconds, radii)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
 
 
+def _numbers(values: Iterable[float | None]) -> tuple[float | None, ...]:
+    return tuple(None if value is None else float(value) for value in values)
+
+
 def _fits(chunk: Chunk, settings: Settings) -> bool:
     """Whether the chunk has one entry an image for every method of the settings."""
-    columns = [*chunk.margins.values(), *([chunk.broken] if chunk.broken is not None else [])]
+    columns = [*chunk.margins.values(), *(column for column in (chunk.broken, chunk.radii) if column is not None)]
     same = all(len(column) == len(chunk) for column in columns)
-    return same and len(chunk) > 0 and set(chunk.margins) == set(settings.provers) and (chunk.broken is not None) == settings.attacks
+    asked = (chunk.broken is not None) == settings.attacks and (chunk.radii is not None) == bool(settings.envelope)
+    return same and asked and len(chunk) > 0 and set(chunk.margins) == set(settings.provers)

@@ -126,3 +126,38 @@ def test_errors_say_what_is_wrong() -> None:
     uneven = LpBall(torch.zeros(1, 2), torch.tensor([[0.1, 0.2]]), 2.0)
     with pytest.raises(RegionError, match="same eps"):
         certified_radius(_plane([1.0, 1.0], 1.0), uneven)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("domain", DOMAINS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_known_of_the_rows_changes_nothing(p: float, domain: tuple[float, float] | None, dtype: torch.dtype) -> None:
+    """With and without the rows' bounds on the ball; the nearest plane is often not the lowest, and some are beyond eps or behind x."""
+    generator = torch.Generator().manual_seed(11)
+    x = torch.rand(40, 9, dtype=torch.float64, generator=generator).mul(8).round().div(8)
+    A = torch.randn(40, 6, 9, dtype=dtype, generator=generator) * torch.rand(40, 6, 1, dtype=dtype, generator=generator).mul(4).exp()
+    values = torch.rand(40, 6, dtype=torch.float64, generator=generator) * A.double().abs().sum(-1) * 0.2
+    values[::9, 0] = -0.01
+    planes = _planes(A, values - torch.einsum("brn,bn->br", A.double(), x))
+    ball = LpBall(x, 0.15, p, domain)
+    lower = planes.concretize(ball).lower
+    radius = certified_radius(planes, ball, lower)
+    assert torch.equal(radius, certified_radius(planes, ball))
+    nearest = distances(planes, ball).amin(-1).clamp(max=0.15)
+    assert (radius <= nearest).all()
+    assert ((radius - nearest).abs() <= 1e-9).all()
+    assert torch.equal(radius == 0.15, (lower > 0).all(-1))
+    assert (radius[::9] == 0).all()
+    lowest = distances(planes, ball).gather(1, lower.argmin(-1, keepdim=True)).squeeze(1)
+    assert (lowest > nearest + 1e-3).any()
+
+
+def test_norms_close_to_the_ends_of_the_range() -> None:
+    """p -> 1 and p -> inf from inside, where exponents are extreme, and features that do not matter at all."""
+    plane, ball = _plane([2.0, 1.0, 0.0], 0.5), _ball([0.1, 0.2, 0.5], 1.0, math.inf, (0.0, 1.0))
+    unclipped = _ball([0.1, 0.2, 0.5], 1.0, math.inf)
+    for p, limit in ((1.001, 1.0), (1e4, math.inf)):
+        for where in (ball, unclipped):
+            reached = distances(_plane([2.0, 1.0, 0.0], -0.1), where, p).item()
+            assert reached == pytest.approx(distances(_plane([2.0, 1.0, 0.0], -0.1), where, limit).item(), rel=2e-3)
+    assert distances(plane, ball, 1.001).item() == math.inf  # 2 x + y + 0.5 is positive on the whole domain

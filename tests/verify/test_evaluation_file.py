@@ -175,6 +175,19 @@ def test_chunks_survive_the_file(tmp_path: Path) -> None:
     assert read_chunks(journal.resume({"a": 1}), settings, journal.path) == [chunk]
 
 
+def test_radii_survive_the_file(tmp_path: Path) -> None:
+    margins: dict[str, tuple[float | None, ...]] = {"crown": (0.1, None), "pec": (0.1, None)}
+    chunk = Chunk(0, (True, False), margins, None, {"crown": 0.5, "pec": 0.1}, (0.1 + 0.2, None))
+    journal = Journal(tmp_path / "file")
+    journal.resume({"a": 1})
+    journal.append(to_record(chunk))
+    settings = Settings(0.3, methods=("crown", "pec"))
+    assert read_chunks(journal.resume({"a": 1}), settings, journal.path) == [chunk]
+    for other in (replace(chunk, radii=None), replace(chunk, radii=(0.3,))):
+        with pytest.raises(OutputError, match="line 2 is no result of this run"):
+            read_chunks([to_record(other)], settings, journal.path)
+
+
 def test_no_such_folder(job: Job, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="No such file or directory"):
         replace(job, out=tmp_path / "absent" / "results.jsonl").run(Limits())
