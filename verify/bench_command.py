@@ -274,7 +274,8 @@ def _table(tally: Tally, engine: Engine) -> Table:
         table.add_column(
             name, justify="left" if name == "family" else "right", style="bold red" if name == "wrong" and tally.all.wrong else None
         )
-    for row in _rows(tally):
+    rows = _rows(tally)
+    for row in [*rows[-1:], *rows[:-1]]:  # the sum first: a terminal that is too low cuts the end off
         table.add_row(*row, end_section=row[0] == "all")
     return table
 
