@@ -36,8 +36,10 @@ SOLVERS: dict[str, Row] = {
 DEFAULT_ORDER = ("scip", "highs", "pulp")
 
 
-def get_solver(name: str) -> Solver:
+def get_solver(name: str, *, precise: bool = False) -> Solver:
     """The solver of that name: "scip", "highs", "gurobi", or any solver of PuLP as "pulp:NAME" ("pulp" alone is its bundled CBC).
+
+    precise: with tolerances of 1e-9 instead of 1e-6, for optimal values that matter. PuLP's solvers have no such setting and ignore it.
 
     Raises:
         SolverError: no such solver.
@@ -51,7 +53,8 @@ def get_solver(name: str) -> Solver:
     if not row.installed():
         raise SolverMissingError(f"solver {name!r} needs the package {row.package!r}, which is not installed: {row.pip}")
     factory = getattr(importlib.import_module(row.module), row.factory)
-    solver: Solver = factory(argument.upper()) if argument else factory()
+    options = {"precise": True} if precise and key != "pulp" else {}
+    solver: Solver = factory(argument.upper()) if argument else factory(**options)
     return solver
 
 
@@ -60,15 +63,15 @@ def available() -> list[str]:
     return [name for name in (*DEFAULT_ORDER, *(key for key in SOLVERS if key not in DEFAULT_ORDER)) if SOLVERS[name].installed()]
 
 
-def default_solver() -> Solver:
-    """SCIP if installed, else HiGHS, else PuLP's CBC.
+def default_solver(*, precise: bool = False) -> Solver:
+    """SCIP if installed, else HiGHS, else PuLP's CBC. precise: see `get_solver`.
 
     Raises:
         SolverMissingError: none of them is installed.
     """
     for name in DEFAULT_ORDER:
         if SOLVERS[name].installed():
-            return get_solver(name)
+            return get_solver(name, precise=precise)
     raise SolverMissingError(f"no solver is installed: {SOLVERS['scip'].pip} (or {SOLVERS['highs'].pip})")
 
 

@@ -13,6 +13,7 @@ from bounds.errors import SolverError
 from milp.program import Answer, Limits, Program, Solution, Status, StopRule, Tolerances, conclude
 
 TOLERANCES = Tolerances(feasibility=1e-6, integrality=1e-6, dual=1e-6)
+PRECISE = Tolerances(feasibility=1e-9, integrality=1e-9, dual=1e-9)
 _STATUS = {
     GRB.OPTIMAL: Status.OPTIMAL,
     GRB.INFEASIBLE: Status.INFEASIBLE,
@@ -25,9 +26,15 @@ _STATUS = {
 
 
 class Gurobi:
-    """Gurobi as a `milp.program.Solver`: one thread, fixed seed, stopped at the sign by BestBdStop and BestObjStop."""
+    """Gurobi as a `milp.program.Solver`: one thread, fixed seed, stopped at the sign by BestBdStop and BestObjStop.
+
+    precise: solve to tighter tolerances (`PRECISE`), for optimal values that matter to more than six digits.
+    """
 
     name = "gurobi"
+
+    def __init__(self, *, precise: bool = False) -> None:
+        self._tolerances = PRECISE if precise else TOLERANCES
 
     def solve(self, program: Program, limits: Limits = Limits(), stop: StopRule | None = None) -> Solution:  # noqa: B008
         """Minimise the program. Ctrl-C ends the solve and is passed on as KeyboardInterrupt."""
@@ -35,7 +42,7 @@ class Gurobi:
         try:
             with gurobipy.Env(params={"OutputFlag": 0}) as env, gurobipy.Model(env=env) as model:
                 variables = _fill(model, program)
-                _configure(model, limits, stop, time.perf_counter() - start)
+                _configure(model, self._tolerances, limits, stop, time.perf_counter() - start)
                 model.optimize()
                 answer = _answer(model, variables, program)
         except gurobipy.GurobiError as error:
@@ -43,7 +50,7 @@ class Gurobi:
         if answer.status is Status.INTERRUPTED:
             raise KeyboardInterrupt
         seconds = time.perf_counter() - start
-        return conclude(program, answer, solver=self.name, tolerances=TOLERANCES, seconds=seconds, stop=stop)
+        return conclude(program, answer, solver=self.name, tolerances=self._tolerances, seconds=seconds, stop=stop)
 
 
 def _fill(model: Any, program: Program) -> Any:
@@ -59,9 +66,9 @@ def _fill(model: Any, program: Program) -> Any:
     return variables
 
 
-def _configure(model: Any, limits: Limits, stop: StopRule | None, spent: float) -> None:
+def _configure(model: Any, tolerances: Tolerances, limits: Limits, stop: StopRule | None, spent: float) -> None:
     parameters: dict[str, float] = {"Threads": 1, "Seed": 0, "MIPGap": 0.0, "MIPGapAbs": 1e-9}
-    parameters |= {"FeasibilityTol": TOLERANCES.feasibility, "IntFeasTol": TOLERANCES.integrality, "OptimalityTol": TOLERANCES.dual}
+    parameters |= {"FeasibilityTol": tolerances.feasibility, "IntFeasTol": tolerances.integrality, "OptimalityTol": tolerances.dual}
     if limits.seconds is not None:
         parameters["TimeLimit"] = max(limits.seconds - spent, 0.0)
     if limits.memory_mb is not None:

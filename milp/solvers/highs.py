@@ -17,6 +17,7 @@ from milp.memory import resident_mb
 from milp.program import Answer, Array, Limits, Program, Solution, Status, StopRule, Tolerances, below_cutoff, conclude, read_cutoff
 
 TOLERANCES = Tolerances(feasibility=1e-7, integrality=1e-6, dual=1e-7)
+PRECISE = Tolerances(feasibility=1e-9, integrality=1e-9, dual=1e-9)
 _SUB_MIP_HEURISTICS = (
     "mip_heuristic_run_rens",
     "mip_heuristic_run_rins",
@@ -28,9 +29,6 @@ _OPTIONS: dict[str, Any] = {
     "threads": 1,
     "random_seed": 0,
     "small_matrix_value": 1e-12,
-    "primal_feasibility_tolerance": TOLERANCES.feasibility,
-    "dual_feasibility_tolerance": TOLERANCES.dual,
-    "mip_feasibility_tolerance": TOLERANCES.integrality,
     "mip_rel_gap": 0.0,
     "mip_abs_gap": 1e-9,
 }
@@ -49,15 +47,21 @@ _STATUS = {
 
 
 class Highs:
-    """HiGHS as a `milp.program.Solver`. The memory limit is held against the resident size of this process."""
+    """HiGHS as a `milp.program.Solver`. The memory limit is held against the resident size of this process.
+
+    precise: solve to tighter tolerances (`PRECISE`), for optimal values that matter to more than six digits.
+    """
 
     name = "highs"
+
+    def __init__(self, *, precise: bool = False) -> None:
+        self._tolerances = PRECISE if precise else TOLERANCES
 
     def solve(self, program: Program, limits: Limits = Limits(), stop: StopRule | None = None) -> Solution:  # noqa: B008
         """Minimise the program; linear programs come back with row duals and a dual bound recomputed from them."""
         start = time.perf_counter()
         sign_only = stop is not None and not program.is_linear
-        highs = _model(below_cutoff(program, stop) if sign_only else program)  # type: ignore[arg-type]
+        highs = _model(below_cutoff(program, stop) if sign_only else program, self._tolerances)  # type: ignore[arg-type]
         if limits.seconds is not None:
             highs.setOptionValue("time_limit", max(limits.seconds, 0.0))
         if program.is_linear:
@@ -68,7 +72,7 @@ class Highs:
             if stop is not None:
                 answer = read_cutoff(answer, stop)
         seconds = time.perf_counter() - start
-        return conclude(program, answer, solver=self.name, tolerances=TOLERANCES, seconds=seconds, stop=stop)
+        return conclude(program, answer, solver=self.name, tolerances=self._tolerances, seconds=seconds, stop=stop)
 
 
 class HighsSession:
@@ -79,7 +83,7 @@ class HighsSession:
 
     def __init__(self, program: Program) -> None:
         self._program = program.relaxed()
-        self._highs = _model(self._program)
+        self._highs = _model(self._program, TOLERANCES)
         for option, value in _SESSION_OPTIONS.items():
             self._highs.setOptionValue(option, value)
         self._columns = np.arange(program.columns, dtype=np.int32)
@@ -123,13 +127,16 @@ class HighsSession:
         self._program = self._program.with_rows(rows, row_lower, row_upper)
 
 
-def _model(program: Program) -> Any:
+def _model(program: Program, tolerances: Tolerances) -> Any:
     """A HiGHS instance that holds the program; arrays are passed as they are."""
     factory: Any = highspy.Highs
     highs = factory()
     highs.disableCallbacks()
     for option, value in _OPTIONS.items():
         highs.setOptionValue(option, value)
+    highs.setOptionValue("primal_feasibility_tolerance", tolerances.feasibility)
+    highs.setOptionValue("dual_feasibility_tolerance", tolerances.dual)
+    highs.setOptionValue("mip_feasibility_tolerance", tolerances.integrality)
     lp = highspy.HighsLp()
     lp.num_col_, lp.num_row_ = program.columns, program.rows.shape[0]
     lp.col_cost_, lp.offset_ = program.objective, program.constant
