@@ -16,6 +16,7 @@ from bounds.errors import SolverMissingError, UnsupportedOpError
 from bounds.linear import Halfspaces
 from bounds.network import Network
 from bounds.region import Region
+from milp.check import reproduces
 from milp.encode import DEFAULT_MEMORY_MB, Encoding, Intervals, encode
 from milp.inputs import Cut, ball_cut, cut_rows, needs_cuts
 from milp.program import Array, Limits, LpSession, Program, Solution, Solver, Status, StopRule, Tolerances
@@ -25,8 +26,6 @@ PROOF_MARGIN = 1e-5
 """How far above 0 a solver's dual bound must lie to count as a proof: ten times the loosest feasibility tolerance in use."""
 _ROUNDS = 40
 """How often a ball may be refined by tangent cuts in the linear relaxation, and again in the exact program."""
-_CHECK = 1e-3
-"""Relative difference between a program's value at a fixed input and the network's above which the program is not believed."""
 _RULE = StopRule(0.0, PROOF_MARGIN)
 
 
@@ -146,7 +145,9 @@ class _Question:
             solution = self._solve(self.solver, cuts)
             bound = _larger(bound, solution.dual_bound)
             if _settles(solution):
-                if not self._reproduces_the_network():
+                center = self.region.origin[0].double().cpu().numpy()
+                limits = Limits(self._left(), self.limits.memory_mb)
+                if not reproduces(self.network, self.unsafe, self.encoding, center, self.solver, limits):
                     reason = (
                         "the program does not reproduce the network at the region's centre: the intervals are wrong or too wide to solve"
                     )
@@ -177,21 +178,6 @@ class _Question:
             program = program.with_rows(*cut_rows(self.encoding.inputs, cuts, program.columns))
         limits = Limits(self._left(), self.limits.memory_mb)
         return solver.solve(program, limits, _RULE)
-
-    def _reproduces_the_network(self) -> bool:
-        """With the inputs fixed to the region's centre, the program must have the network's margin as its optimum.
-
-        A program that is empty, or too small, "proves" everything; this catches intervals that are not sound and a solver in trouble.
-        """
-        encoding, inputs = self.encoding, self.encoding.inputs
-        center = np.clip(self.region.origin.double().cpu().numpy().reshape(-1), inputs.lower, inputs.upper)
-        lower, upper = encoding.program.lower.copy(), encoding.program.upper.copy()
-        lower[inputs.columns] = upper[inputs.columns] = center[inputs.features]
-        left = self._left()
-        limits = Limits(None if left is None else max(left, 1.0), self.limits.memory_mb)
-        solution = self.solver.solve(replace(encoding.program, lower=lower, upper=upper), limits)
-        expected = self._margin(torch.from_numpy(center).reshape(1, *inputs.shape))
-        return solution.objective is not None and abs(solution.objective - expected) <= _CHECK * max(1.0, abs(expected))
 
     def _margin(self, x: Tensor) -> float:
         """max_i (C_i f(x) - d_i) in float64; x: (1, *input_shape)."""
