@@ -86,7 +86,8 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Bench:
-    """A run of `ringfence bench`; `tell` prints text to standard output. report: where the page of results is written, if anywhere."""
+    """A run of `ringfence bench`; `tell` prints text to standard output. report: where a page of the results is written at
+    the end, if anywhere."""
 
     sweep: Sweep
     engine: Engine
@@ -104,7 +105,7 @@ class Bench:
             except KeyboardInterrupt:
                 interrupted = True
         self.tell(to_json(self._document(tally, interrupted)) if self.as_json else self._text(tally))
-        if self.report is not None:
+        if self.report is not None and not interrupted:
             self._write_report(self.report)
         if interrupted:
             sys.stderr.write(f"ringfence: interrupted; {tally.all.done} answers kept in {self.out}; the same command goes on\n")
@@ -117,8 +118,10 @@ class Bench:
     def _write_report(self, page: Path) -> None:
         from verify.report import write_html
 
-        write_html(self.out, page)
-        self._tell_line(f"report written to {page}")
+        with Results.read(self.out) as results:
+            ours = [number for number, known in results.configurations().items() if known.text() == self.sweep.configuration.text()]
+        write_html(self.out, page, configuration=ours[-1])
+        self._tell_line(f"report in {page}")
 
     def _text(self, tally: Tally) -> str:
         lines = _lines(tally)

@@ -202,7 +202,8 @@ def bench(  # noqa: PLR0913 - one argument an option
     retry: Annotated[str | None, typer.Option(help="Ask stored instances again that are unknown, error, or unknown,error.")] = None,
     engine: Annotated[str, typer.Option(help="Where instances run: local, or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="With --engine ray: the cluster to join, such as auto or ray://HOST:10001.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page of the results, such as report.html.")] = None,
+    report: Annotated[Path | None, typer.Option(help="The page of results at the end. [default: the results file's name, .html]")] = None,
+    no_report: Annotated[bool, typer.Option("--no-report", help="Write no page at the end.")] = False,
     semantics: Annotated[str, typer.Option(help="Arithmetic that verified covers: real or float32-any-order.")] = "real",
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Let a second solver agree before a solver's proof counts as verified.")
@@ -228,7 +229,7 @@ def bench(  # noqa: PLR0913 - one argument an option
     settings = Settings(read_memory(memory_limit), device, seed, semantics, _second_solver() if confirm else None)
     chosen, place = choose_engine(engine, workers, address), choose_out(out, suite)
     sweep = Sweep(suite, wanted.tasks(lambda line: None if as_json else _print(line)), settings, timeout, read_retry(retry))
-    return Bench(sweep, chosen, place, _print, as_json, report).run()
+    return Bench(sweep, chosen, place, _print, as_json, None if no_report else report or place.with_suffix(".html")).run()
 
 
 def _second_solver() -> str:

@@ -81,7 +81,7 @@ def words(tmp_path: Path, *rows: str) -> Path:
 
 
 def test_a_suite_from_end_to_end(run: Runner, suite: Path, tmp_path: Path) -> None:
-    code, out, err = run("bench", suite, "--workers", "1")
+    code, out, err = run("bench", suite, "--workers", "1", "--no-report")
     assert code == 2
     assert "1 of 3 instances ended in an error; --retry error asks them again" in err
     lines = out.splitlines()
@@ -170,7 +170,7 @@ def test_the_same_command_goes_on(run: Runner, tmp_path: Path, inline: Inline) -
 
 def test_a_contradiction_is_exit_code_4(run: Runner, tmp_path: Path, inline: Inline) -> None:
     folder = words(tmp_path, "verified,sat", "falsified,unsat", "error", "verified,unsat")
-    code, out, _ = run("bench", folder)
+    code, out, _ = run("bench", folder, "--no-report")
     assert code == 4
     assert "WRONG, expected sat" in out
     assert "2 VERDICTS CONTRADICT what is expected" in out
@@ -198,10 +198,14 @@ def test_count_and_family_and_timeout(run: Runner, tmp_path: Path, inline: Inlin
 
 
 def test_a_page_at_the_end(run: Runner, tmp_path: Path, inline: Inline) -> None:
-    code, out, _ = run("bench", words(tmp_path, "verified"), "--report", "page.html")
-    assert code == 0
-    assert out.splitlines()[-1] == "report written to page.html"
-    assert (tmp_path / "page.html").stat().st_size > 0
+    folder = words(tmp_path, "verified")
+    code, out, _ = run("bench", folder)
+    assert (code, out.splitlines()[-1]) == (0, "report in words.html")
+    assert b"<html" in (tmp_path / "words.html").read_bytes()
+    assert run("bench", folder, "--report", "page.html")[1].splitlines()[-1] == "report in page.html"
+    assert (tmp_path / "page.html").exists()
+    assert "report" not in run("bench", folder, "--no-report", "--out", "quiet.sqlite")[1]
+    assert not (tmp_path / "quiet.html").exists()
 
 
 @pytest.mark.parametrize(
