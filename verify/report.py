@@ -117,6 +117,7 @@ def _data(selection: Selection, results: Path) -> dict[str, Any]:
         "maps": maps.shown,
         "maps_left_out": maps.left_out,
         "colours": colour_bar(),
+        "apart": [{"label": other.label, "number": other.number, "rows": len(other.rows)} for other in selection.apart],
     }
 
 

@@ -44,11 +44,15 @@ class Answers:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The answers that a report is about, and those it compares them with. left_out: configurations beyond the MOST_COMPARED latest."""
+    """The answers that a report is about, and those it compares them with.
+
+    left_out: configurations beyond the MOST_COMPARED latest. apart: those of the same file that were asked nothing that `main` was.
+    """
 
     main: Answers | None
     others: tuple[Answers, ...] = ()
     left_out: int = 0
+    apart: tuple[Answers, ...] = ()
 
 
 def identity(row: Row) -> Identity:
@@ -70,7 +74,7 @@ def wrong(row: Row) -> bool:
 def select(results: Path, against: Path | None = None, configuration: int | None = None) -> Selection:
     """Read what a report shows. configuration: its number in `results`; None for ours that answered last.
 
-    It is compared with the configurations of `against`, or without that with the others of `results`.
+    It is compared with the configurations of `against`, or without that with the others of `results` that were asked some of the same.
 
     Raises:
         ResultsError: a file is missing, of another kind or version, or has no configuration of that number.
@@ -83,11 +87,14 @@ def select(results: Path, against: Path | None = None, configuration: int | None
         return Selection(None)
     chosen = [a for a in found if configuration in (None, a.number)]
     main = max(chosen, key=lambda a: (a.configuration.tool == OURS, a.latest, a.number))
-    others = [a for a in found if a is not main] if against is None else [a for a in _read(against) if a.rows]
+    asked = {identity(row) for row in main.rows}
+    rest = [a for a in found if a is not main]
+    apart = [a for a in rest if asked.isdisjoint(identity(row) for row in a.rows)]
+    others = [a for a in rest if a not in apart] if against is None else [a for a in _read(against) if a.rows]
     others.sort(key=lambda a: (a.latest, a.number), reverse=True)
     kept = tuple(others[:MOST_COMPARED])
-    named = _label((main, *kept))
-    return Selection(named[0], named[1:], len(others) - len(kept))
+    main, *named = _label((main, *kept, *apart))
+    return Selection(main, tuple(named[: len(kept)]), len(others) - len(kept), tuple(named[len(kept) :]))
 
 
 def _read(path: Path) -> list[Answers]:

@@ -166,6 +166,8 @@ def say(selection: Selection) -> str:
             f"against {other.label}: {found['common']} instances in common, solved {found['solved_here']} here and {found['solved_there']} there,"
             f" {found['seconds_here']:.1f} s here and {found['seconds_there']:.1f} s there, {found['contradictions']} contradictory verdicts"
         )
+    for other in selection.apart:
+        lines.append(f"also in the file: {other.label}, {len(other.rows)} other instances; show them with --configuration {other.number}")
     return "\n".join(lines)
 
 

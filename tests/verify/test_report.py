@@ -281,6 +281,10 @@ def test_details_of_an_instance(sample: Path, visit: Open) -> None:
     for expected in ("falsified", "as expected", "onnx/net_1.onnx", "X_0\t0\t0.1", "X_1\t0\t-0.2", "outputs 1, 0.5", "inputs rounded\n1"):
         assert expected in shown
     page.tab.keyboard.press("Escape")
+    page.tab.locator("#search").fill("prop_12")
+    page.tab.locator("table.rows").get_by_role("button", name="net_3 prop_12", exact=True).click()
+    assert re.search(r"unknown\s+expected verified", page.text("#detail .detail"))
+    page.tab.keyboard.press("Escape")
     assert not page.tab.locator("#detail").is_visible()
 
 

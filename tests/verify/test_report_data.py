@@ -11,6 +11,7 @@ from bounds.errors import ResultsError
 from tests.verify.sample_results import OURS, write_sample
 from verify.records import Configuration, Instance, Outcome, RunInfo
 from verify.report_data import families, identity, seconds, select, summarise
+from verify.report_export import say
 from verify.results import Results
 
 
@@ -78,6 +79,16 @@ def test_an_instance_asked_under_two_limits_counts_once(tmp_path: Path) -> None:
     main = select(path).main
     assert main is not None
     assert ([row.outcome.verdict for row in main.rows], main.older) == (["falsified", "verified"], 1)
+
+
+def test_configurations_with_nothing_in_common_are_named_apart(tmp_path: Path) -> None:
+    other = replace(OURS, tool="other")
+    path = store(tmp_path / "r.sqlite", (OURS, question(1), Outcome("verified")), (other, question(2), Outcome("verified")))
+    found = select(path)
+    assert (found.others, [a.label for a in found.apart]) == ((), ["other"])
+    assert "also in the file: other, 1 other instances; show them with --configuration 2" in say(found)
+    compared = select(path, store(tmp_path / "s.sqlite", (other, question(3), Outcome("verified"))))
+    assert [a.path.name for a in compared.others] == ["s.sqlite"]
 
 
 def test_too_many_configurations_are_counted(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ function seconds(value) {
 function number(value, digits = 4) {
   if (value === null || value === undefined) return "";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(digits - 2);
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(digits - 2);
   return String(Number(value.toPrecision(digits)));
 }
 const whole = (value) => (value === null || value === undefined ? "" : Math.round(value).toLocaleString("en-US"));

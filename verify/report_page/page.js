@@ -16,14 +16,16 @@ function heading() {
   const machine = run ? Object.entries(run.machine).filter(([name]) => ["host", "processor", "cores"].includes(name)).map(([name, value]) => (name === "cores" ? count(value, "core") : value)).join(", ") : "";
   const facts = [
     ["tool", `${main.tool} ${main.version}` + (run && run.revision ? ` (${run.revision.slice(0, 9)})` : "")],
-    ["options", options(main)], ["machine", machine + (run ? `, ${count(run.workers, "worker")}` + (run.engine === "local" ? "" : `, engine ${run.engine}`) : "")],
+    ["options", options(main)], ["machine", machine + (run ? `, ${count(run.workers, "worker")}` + (run.engine === "ray" ? " of a Ray cluster" : "") : "")],
     ["finished", moment(main.latest) + (main.runs.length > 1 ? ` after ${main.runs.length} starts` : "")], ["file", `${payload.file}, configuration ${main.number}`],
   ].filter(([, value]) => value);
+  const apart = payload.apart.map((a) => `${a.label}, ${count(a.rows, "instance")} (--configuration ${a.number})`).join("; ");
   const state = !run || run.status === "finished" ? null
     : { interrupted: "The sweep was interrupted: these are the results until then.", failed: "The sweep failed before its end: these are the results until then." }[run.status]
       || "The sweep was still running when this page was made, or was killed: these are the results until then.";
   return el("header", {}, el("p", { class: "eyebrow" }, "Report"), el("h1", {}, suites || payload.file),
-    el("dl", { class: "origin" }, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))), state && notice("", state));
+    el("dl", { class: "origin" }, facts.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))), state && notice("", state),
+    apart && el("p", { class: "small" }, `The file also holds other instances, which have reports of their own: ${apart}.`));
 }
 
 function stacked(figures, label) {
@@ -49,7 +51,7 @@ function familyTable() {
     columns.map(([key]) => el("td", { class: figures[key] ? (key === "wrong" ? "wrong" : "") : "zero" }, whole(figures[key]))),
     el("td", {}, seconds(figures.median_s)), el("td", {}, seconds(figures.max_s)), el("td", {}, whole(figures.peak_mb)));
   const head = ["family", "", "instances", ...columns.map(([, title]) => title), "median s", "longest s", "peak MB"];
-  const body = list.map((f) => line(f, el("button", { class: "link", type: "button", onclick: () => pick(f.family) }, f.family || "(none)")));
+  const body = list.map((f) => line(f, list.length < 2 ? f.family || "(none)" : el("button", { class: "link", type: "button", onclick: () => pick(f.family) }, f.family || "(none)")));
   return el("div", { class: "sideways" }, el("table", { class: "families" }, el("thead", {}, el("tr", {}, head.map((title) => el("th", { scope: "col" }, title)))),
     el("tbody", {}, body), list.length > 1 ? el("tfoot", {}, line(total, "all")) : null));
 }
@@ -78,7 +80,7 @@ function openDetail(row) {
   const there = others.filter((other) => other.verdicts[row.i]).map((other) => [other.label, el("span", {}, badge(other.verdicts[row.i]), ` ${seconds(other.seconds[row.i])} s`)]);
   const stage = row.stages && ["load", "attack", "bounds", "mixed-integer"].map((name, k) => (row.stages[k] ? `${name} ${seconds(row.stages[k])}` : null)).filter(Boolean).join(", ");
   const facts = [
-    ["verdict", el("span", {}, badge(row.verdict), row.wrong ? el("strong", { class: "wrong" }, ` expected ${row.expected}`) : row.expected ? ` as expected` : null)],
+    ["verdict", el("span", {}, badge(row.verdict), row.wrong ? el("strong", { class: "wrong" }, ` expected ${row.expected}`) : row.expected ? (row.solved ? " as expected" : ` expected ${row.expected}`) : null)],
     ["reason", row.reason], ["decided by", [row.decided_by, row.proof && `${row.proof} proof`, row.semantics && `${row.semantics} semantics`].filter(Boolean).join(", ")], ["detail", row.detail],
     ["lower bound", number(row.bound, 5)], ["certified radius", number(row.radius_lower, 5)], ["nearest adversary", number(row.radius_upper, 5)],
     ["seconds", seconds(row.seconds) + (stage ? ` (${stage})` : "")], ["CPU seconds", seconds(row.cpu_s)], ["time limit", row.limit_s === null ? "" : `${row.limit_s} s`],
@@ -86,7 +88,6 @@ function openDetail(row) {
     ["asked", Object.entries(question).map(([name, value]) => `${name} ${value}`).join(", ")], ["inputs rounded", row.rounded ? String(row.rounded) : ""],
     ["attempts", row.attempts ? String(row.attempts) : ""], ["finished", moment(row.finished)], ...there,
   ].filter(([, value]) => value);
-  if (row.verdict === "verified" && row.expected === "" && row.wrong) facts.push(["expected", row.expected]);
   const witness = witnessOf(row), map = mapOf(row);
   dialog.replaceChildren(
     el("div", { class: "detail-head" }, el("div", {}, el("p", { class: "eyebrow" }, row.family), el("h2", { id: "detail-name" }, row.name)), el("button", { type: "button", "aria-label": "Close", onclick: () => dialog.close() }, "Close")),

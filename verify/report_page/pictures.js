@@ -33,7 +33,7 @@ function triple(witness) {
 function card(row, body, lines) {
   return el("article", { class: "card" },
     el("h4", {}, el("button", { class: "link", type: "button", onclick: () => openDetail(row) }, row.name)), body,
-    lines.filter(Boolean).map((line) => el("p", {}, line)));
+    [payload.families.length > 1 && row.family, ...lines].filter(Boolean).map((line) => el("p", {}, line)));
 }
 
 function gallery(id, found, left, make, what) {
@@ -56,7 +56,8 @@ function gallery(id, found, left, make, what) {
 function counterexamples() {
   const found = rows.filter((row) => (witnessOf(row) || {}).input);
   if (!found.length) return null;
-  const note = "Every one was replayed on the original model. In a difference, orange is brighter, blue is darker, and full colour is the largest change; colour images vary around grey.";
+  const replayed = payload.main.tool === "ringfence" ? "Every one was replayed on the original model. " : "";
+  const note = replayed + "In a difference, orange is brighter, blue is darker, and full colour is the largest change; colour images vary around grey.";
   return section("counterexamples", "Counterexamples", note, gallery("counterexamples", found, payload.witnesses_left_out, (row) => {
     const witness = witnessOf(row), [low, high] = witness.range;
     return card(row, triple(witness), [classes(witness), distances(witness), low === 0 && high === 1 ? null : `black ${number(low, 3)}, white ${number(high, 3)}`]);

@@ -6,7 +6,7 @@ function cactusLines(shown) {
   const own = (verdicts) => solvedIn(shown.filter((row) => verdicts.includes(row.verdict)).map((row) => row.seconds));
   if (!others.length)
     return [
-      { name: "solved", style: "c0", times: own(["verified", "falsified"]) },
+      { name: "solved", style: "both", times: own(["verified", "falsified"]) },
       { name: "verified", style: "verified", times: own(["verified"]) },
       { name: "falsified", style: "falsified", times: own(["falsified"]) },
     ];
