@@ -4,7 +4,8 @@ const BASE = { width: 560, height: 320, left: 56, right: 18, top: 12, bottom: 46
 
 function steps(low, high, most = 6) {
   // Round ticks (1, 2 or 5 times a power of ten) between low and high.
-  const rough = (high - low || 1) / most, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low || 1) / most,
+    power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough);
   const ticks = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) ticks.push(Number((k * step).toPrecision(12)));
@@ -19,13 +20,15 @@ function linear(low, high, from, to) {
 function logarithmic(low, high, from, to) {
   // The ends are moved outward to the next 1, 2 or 5 times a power of ten.
   const near = (v, up) => {
-    const power = 10 ** Math.floor(Math.log10(v)), m = v / power;
+    const power = 10 ** Math.floor(Math.log10(v)),
+      m = v / power;
     return power * (up ? [1, 2, 5, 10].find((s) => s >= m * 0.999999) : [5, 2, 1].find((s) => s <= m * 1.000001));
   };
   low = near(low, false);
   high = near(Math.max(high, low * 1.01), true);
   if (high / low < 9) high = low * 10;
-  const decades = Math.log10(high / low), fine = decades <= 2.5 ? [1, 2, 5] : [1];
+  const decades = Math.log10(high / low),
+    fine = decades <= 2.5 ? [1, 2, 5] : [1];
   const ticks = [];
   for (let d = Math.floor(Math.log10(low)); d <= Math.ceil(Math.log10(high)); d++)
     for (const m of fine) {
@@ -38,8 +41,10 @@ function logarithmic(low, high, from, to) {
 
 function frame(size, x, y, names) {
   // Grid, tick labels and axis titles; marks are added to what it returns.
-  const right = size.width - size.right, bottom = size.height - size.bottom;
-  const grid = svg("g", { class: "grid" }), labels = svg("g", { class: "ticks" });
+  const right = size.width - size.right,
+    bottom = size.height - size.bottom;
+  const grid = svg("g", { class: "grid" }),
+    labels = svg("g", { class: "ticks" });
   for (const tick of y.ticks) {
     const at = y.at(tick);
     grid.append(svg("line", { x1: size.left, x2: right, y1: at, y2: at }));
@@ -51,9 +56,12 @@ function frame(size, x, y, names) {
     labels.append(svg("text", { x: at, y: bottom + 18, "text-anchor": "middle" }, number(tick, 3)));
   }
   const axis = svg("path", { class: "axis", d: `M${size.left} ${size.top}V${bottom}H${right}` });
-  const titles = svg("g", { class: "axis-title" },
+  const titles = svg(
+    "g",
+    { class: "axis-title" },
     svg("text", { x: (size.left + right) / 2, y: size.height - 6, "text-anchor": "middle" }, names.x),
-    svg("text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(13 ${(size.top + bottom) / 2}) rotate(-90)` }, names.y));
+    svg("text", { x: 0, y: 0, "text-anchor": "middle", transform: `translate(13 ${(size.top + bottom) / 2}) rotate(-90)` }, names.y),
+  );
   return svg("svg", { viewBox: `0 0 ${size.width} ${size.height}`, role: "img", "aria-label": names.label }, grid, labels, axis, titles);
 }
 
@@ -70,12 +78,22 @@ function marks(points, kind) {
 }
 
 function legend(entries) {
-  return el("ul", { class: "legend" }, entries.map((entry) => {
-    const key = svg("svg", { width: 26, height: 12, "aria-hidden": "true" }, entry.line
-      ? svg("path", { class: `line ${entry.line}`, d: "M1 6H25" })
-      : entry.bar ? svg("rect", { class: entry.bar, x: 6, y: 1, width: 14, height: 10 }) : marks([{ x: 13, y: 6 }], entry.mark));
-    return el("li", {}, key, el("span", {}, entry.text));
-  }));
+  return el(
+    "ul",
+    { class: "legend" },
+    entries.map((entry) => {
+      const key = svg(
+        "svg",
+        { width: 26, height: 12, "aria-hidden": "true" },
+        entry.line
+          ? svg("path", { class: `line ${entry.line}`, d: "M1 6H25" })
+          : entry.bar
+            ? svg("rect", { class: entry.bar, x: 6, y: 1, width: 14, height: 10 })
+            : marks([{ x: 13, y: 6 }], entry.mark),
+      );
+      return el("li", {}, key, el("span", {}, entry.text));
+    }),
+  );
 }
 
 const tip = document.getElementById("tip");
@@ -86,7 +104,9 @@ function showTip(event, lines) {
   tip.style.left = `${Math.max(8, Math.min(event.clientX + 14, innerWidth - box.width - 8))}px`;
   tip.style.top = `${event.clientY + 18 + box.height > innerHeight ? event.clientY - box.height - 12 : event.clientY + 18}px`;
 }
-const hideTip = () => { tip.hidden = true; };
+const hideTip = () => {
+  tip.hidden = true;
+};
 
 function hints(chart, points, lines, open) {
   // The nearest point within 14 units is named under the pointer; a click opens it.
@@ -94,7 +114,8 @@ function hints(chart, points, lines, open) {
   chart.append(ring);
   const nearest = (event) => {
     const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(chart.getScreenCTM().inverse());
-    let best = null, least = 14 ** 2;
+    let best = null,
+      least = 14 ** 2;
     for (const point of points) {
       const away = (point.x - at.x) ** 2 + (point.y - at.y) ** 2;
       if (away < least) [best, least] = [point, away];
@@ -110,8 +131,18 @@ function hints(chart, points, lines, open) {
     ring.setAttribute("cy", point.y);
     showTip(event, lines(point));
   });
-  chart.addEventListener("pointerleave", () => { ring.setAttribute("visibility", "hidden"); hideTip(); });
-  if (open) chart.addEventListener("click", (event) => { const point = nearest(event); if (point) { hideTip(); open(point.row); } });
+  chart.addEventListener("pointerleave", () => {
+    ring.setAttribute("visibility", "hidden");
+    hideTip();
+  });
+  if (open)
+    chart.addEventListener("click", (event) => {
+      const point = nearest(event);
+      if (point) {
+        hideTip();
+        open(point.row);
+      }
+    });
   return chart;
 }
 
@@ -121,6 +152,11 @@ function panel(title, about, draw, wide) {
   const refresh = () => body.replaceChildren(...[draw()].flat().filter(Boolean));
   chosen.listeners.push(refresh);
   refresh();
-  return el("figure", { class: wide ? "panel full" : "panel" }, el("figcaption", {}, el("h3", {}, title), about && el("p", {}, about)), body);
+  return el(
+    "figure",
+    { class: wide ? "panel full" : "panel" },
+    el("figcaption", {}, el("h3", {}, title), about && el("p", {}, about)),
+    body,
+  );
 }
 const empty = (text) => el("p", { class: "empty" }, text);

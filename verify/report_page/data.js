@@ -27,7 +27,20 @@ function decoded(columns) {
   const wrong = new Set(columns.wrong || []);
   return columns.verdict.codes.map((_, i) => {
     const row = { i, wrong: wrong.has(i) };
-    for (const name of ["family", "name", "network", "spec", "verdict", "reason", "expected", "proof", "semantics", "decided_by", "detail", "finished"])
+    for (const name of [
+      "family",
+      "name",
+      "network",
+      "spec",
+      "verdict",
+      "reason",
+      "expected",
+      "proof",
+      "semantics",
+      "decided_by",
+      "detail",
+      "finished",
+    ])
       row[name] = texts(name, i);
     for (const name of ["bound", "radius_lower", "radius_upper", "seconds", "wall_s", "cpu_s", "peak_mb", "limit_s", "stages"])
       row[name] = value(name, i);
@@ -74,4 +87,5 @@ function duration(value) {
   if (value < 120) return seconds(value) + " s";
   return value < 7200 ? `${(value / 60).toFixed(1)} min` : `${(value / 3600).toFixed(1)} h`;
 }
-const badge = (verdict) => el("span", { class: `badge ${verdict}` }, el("span", { class: "mark", "aria-hidden": "true" }, MARKS[verdict] || "·"), verdict);
+const badge = (verdict) =>
+  el("span", { class: `badge ${verdict}` }, el("span", { class: "mark", "aria-hidden": "true" }, MARKS[verdict] || "·"), verdict);
