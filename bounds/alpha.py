@@ -64,7 +64,8 @@ class Proven:
 class RowProblem:
     """Lower bounds of rows that start at one node, as a function of alphas and multipliers.
 
-    intervals: of activations' inputs, by the activation's index, (B, R or 1, k) at its unstable columns, where rows know more than the trace. splits: by node.
+    columns: of each activation, where rows may differ; by default all that are unstable. intervals: of activations' inputs there, by the
+    activation's index, (B, R or 1, k), where rows know more than the trace. splits: by node.
     """
 
     def __init__(
@@ -72,8 +73,10 @@ class RowProblem:
         trace: Trace,
         top: int,
         start: Start,
+        *,
         intervals: Mapping[int, Interval] | None = None,
         splits: Mapping[int, Split] | None = None,
+        columns: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.trace, self.top, self.start = trace, top, start
         self.splits = dict(splits or {})
@@ -81,9 +84,9 @@ class RowProblem:
         for index in ancestors(trace.network, top):
             op = trace.network.nodes[index].op
             if isinstance(op, Activation) and op.free:
-                columns = unstable_columns(trace, index)
-                if columns.numel():
-                    self.free[index] = Freedom(trace, index, columns, (intervals or {}).get(index))
+                where = unstable_columns(trace, index) if columns is None else columns.get(index)
+                if where is not None and where.numel():
+                    self.free[index] = Freedom(trace, index, where, (intervals or {}).get(index))
 
     def initial(self) -> Alphas:
         """The slopes of CROWN."""
@@ -146,10 +149,17 @@ class RowProblem:
                 group["lr"] *= ascent.decay
         return best_alphas, best_betas, record
 
-    def _walk(self, alphas: Alphas, betas: Betas, *, rigorous: bool) -> Planar:
+    def coefficients(self, alphas: Alphas, betas: Betas) -> dict[int, Tensor]:
+        """The coefficients (B, R, k) of every activation's output at its unstable columns, for these choices."""
+        seen: dict[int, Tensor] = {}
+        with torch.no_grad():
+            self._walk(alphas, betas, rigorous=False, seen=seen)
+        return seen
+
+    def _walk(self, alphas: Alphas, betas: Betas, *, rigorous: bool, seen: dict[int, Tensor] | None = None) -> Planar:
         planes = {k: freedom.fitted(alphas[k]) if rigorous else freedom.estimated(alphas[k]) for k, freedom in self.free.items()}
         splits = {k: replace(split, beta=betas[k]) for k, split in self.splits.items()}
-        view = RowView(self.trace, None, planes, splits, rigorous)
+        view = RowView(self.trace, None, planes, splits, rigorous, seen)
         fee = self.start.fee if rigorous else torch.zeros_like(self.start.fee)
         return RowWalk(view, dict(self.start.pending), -fee, -fee, two_sided=False).run(self.top)
 

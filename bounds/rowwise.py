@@ -31,6 +31,8 @@ from bounds.ops.base import Activation
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
+_ROOM = 0.1
+"""What a neuron counts that touches its lower plane where it would be split: the split's multiplier may still gain, in proportion to its room."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,29 +163,27 @@ class Freedom:
         self.trace, self.index, self.columns = trace, index, columns
         self.op = node.op.at(columns, node.shape)
         self.interval = interval or _pick(trace.interval(source), columns)
-        self.planes = self.op.relax(self.interval)
+        self.usual = self.op.usual_slopes(self.interval)
         self.least, most = self.op.slope_range(self.interval)
         self.span = most - self.least
         self.z, self.c = (trace.center[i].flatten(1)[:, columns].unsqueeze(1) for i in (source, index))
         self.sides = (not self.op.concave, not self.op.convex)
         self._z, self._c = self.z.to(trace.dtype), self.c.to(trace.dtype)
         self._fixed_contacts = {below: self._contacts(self.least, below) for below in (True, False)} if self.op.piecewise else {}
-        self._drop = None if self.sides[0] else self._extreme(self.planes.lower_slope, below=True)
-        self._gap = None if self.sides[1] else self._extreme(self.planes.upper_slope, below=False)
+        self._drop = None if self.sides[0] else self._extreme(self.usual[0], below=True)
+        self._gap = None if self.sides[1] else self._extreme(self.usual[1], below=False)
         self._shared = _without(trace.planes[index], columns)
         self._shared_charge = trace.charge[index].flatten(1).index_fill(1, columns, 0.0)
 
     def initial(self) -> tuple[Tensor, ...]:
         """The alphas of the planes that CROWN takes."""
-        chosen = ((self.planes.lower_slope, self.sides[0]), (self.planes.upper_slope, self.sides[1]))
         span = torch.where(self.span > 0, self.span, 1.0)
-        return tuple(((slope - self.least) / span).clamp(0, 1) for slope, free in chosen if free)
+        return tuple(((slope - self.least) / span).clamp(0, 1) for slope, free in zip(self.usual, self.sides, strict=True) if free)
 
     def slopes(self, alphas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Slopes below and above, (B, R, *shape)."""
         chosen = iter(alphas)
-        fixed = (self.planes.lower_slope, self.planes.upper_slope)
-        low, high = (self.least + next(chosen) * self.span if free else slope for free, slope in zip(self.sides, fixed, strict=True))
+        low, high = (self.least + next(chosen) * self.span if free else slope for free, slope in zip(self.sides, self.usual, strict=True))
         return low, high
 
     def estimated(self, alphas: Sequence[Tensor]) -> RowPlanes:
@@ -205,6 +205,18 @@ class Freedom:
         drop, gap = rounding.below(*at_center(low, planes.lower_intercept)), rounding.above(*at_center(high, planes.upper_intercept))
         charge = self.trace.activation_charge(self.index, low, high, self.columns)
         return RowPlanes(self.columns, low, high, drop, gap, charge, self._shared, self._shared_charge)
+
+    def loss(self, alphas: Sequence[Tensor], coefficient: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How much the planes cost rows with these coefficients (B, R, k) where a split would cut, 0 at stable elements; and that point."""
+        point = self.op.split_point(self.interval)
+        planes, lever = self.estimated(alphas), point - self._z
+        value = self.op.forward(point) - self._c
+        if coefficient is None:
+            return torch.zeros_like(value), point
+        below, above = value - planes.low * lever - planes.drop, planes.high * lever + planes.gap - value
+        room = torch.minimum(self.interval.upper - point, point - self.interval.lower)
+        loss = coefficient.clamp(min=0) * (below + _ROOM * room) - coefficient.clamp(max=0) * above
+        return torch.where(self.op.unstable(self.interval), loss.clamp(min=1e-12), 0.0), point
 
     def _extreme(self, slope: Tensor, *, below: bool) -> Tensor:
         """min (max unless `below`) over the interval of act(x) - c - slope (x - m)."""

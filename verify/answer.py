@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bounds.crown import Crown
 from bounds.errors import DataError, MemoryLimitError, RingfenceError, TimeLimitError
 from bounds.network import Network
 from bounds.region import Box, LpBall
 from verify.command import read_semantics
 from verify.datasets import Dataset, load_dataset
 from verify.questions import read_norm
+from verify.radius import Search, certified_radii
 from verify.records import Outcome
 from verify.run import Result, verify
 from verify.spec import Property, Specification, robustness
@@ -46,6 +48,8 @@ class Answerer:
         settings = order.settings
         try:
             network = self._network(order.task)
+            if isinstance(order.task.spec, ImageQuestion) and order.task.spec.eps is None:
+                return self._radius(order, network, order.task.spec, begin, started)
             question = self._question(order.task, network)
             load = time.monotonic() - begin
             started()
@@ -84,13 +88,31 @@ class Answerer:
         return load_property(task.spec, network)
 
     def _robustness(self, asked: ImageQuestion, spec_hash: str, network: Network) -> Property:
+        x = self._pixels(asked, spec_hash, network)
+        return (robustness(x, asked.label, asked.eps or 0.0, norm=read_norm(asked.norm), outputs=network.outputs),)
+
+    def _radius(self, order: Order, network: Network, asked: ImageQuestion, begin: float, started: Callable[[], None]) -> Outcome:
+        """The certified radius of an image; within the time limit, as far as the search came."""
+        x = torch.from_numpy(self._pixels(asked, order.task.instance.spec_hash, network))[None]
+        loaded = time.monotonic()
+        started()
+        settings = order.settings
+        semantics = read_semantics(settings.semantics)
+        engine = Crown(device=settings.device, semantics=semantics, memory_mb=settings.memory_mb)
+        search = Search(deadline=None if order.limit_s is None else loaded + order.limit_s)
+        found = certified_radii(network, x, torch.tensor([asked.label]), norm=read_norm(asked.norm), engine=engine, search=search)
+        spent = {"load": loaded - begin, "bounds": time.monotonic() - loaded, "total": time.monotonic() - begin}
+        reason = None if bool(found.finished[0]) else "time limit: the search was not finished"
+        return Outcome("measured", reason, None, "rigorous", semantics, "crown", radius_lower=float(found.lower[0]), seconds=spent)
+
+    def _pixels(self, asked: ImageQuestion, spec_hash: str, network: Network) -> np.ndarray:
         key = (asked.dataset, asked.folder)
         if key not in self._datasets:
             self._datasets[key] = load_dataset(*key)
         x = self._datasets[key].pixels([asked.index], network.input_shape)[0]
         if asked.digest(self._datasets[key].images[asked.index].tobytes()) != spec_hash:
             raise DataError(f"{asked.folder}: {asked.dataset} has changed since the sweep began; run the same command again")
-        return (robustness(x, asked.label, asked.eps, norm=read_norm(asked.norm), outputs=network.outputs),)
+        return x
 
 
 def load_network(model: Path, normalisation: Normalisation | None) -> Network:

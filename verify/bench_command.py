@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 IMAGE_TIMEOUT_S = 60.0
 """Seconds an image is given where nothing else is said."""
 _COLUMNS = ("family", "done", "left", "verified", "falsified", "unknown", "error", "wrong", "seconds")
+_VERDICTS = _COLUMNS[3:7]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Wanted:
     families: tuple[str, ...] = ()
     models: tuple[Path, ...] = ()
     eps: tuple[float, ...] = ()
+    radius: bool = False
     norm: str = "inf"
     count: int | None = None
     normalisation: Normalisation | None = None
@@ -58,6 +60,7 @@ class Wanted:
         for given, option in (
             (self.models, "--model"),
             (self.eps, "--eps"),
+            (self.radius, "--radius"),
             (self.normalisation, "--mean and --std"),
             (self.download, "--download"),
         ):
@@ -72,8 +75,9 @@ class Wanted:
         from verify.download import download
         from verify.image_suites import ImageSuite, models_of
 
-        if not self.models or not self.eps:
-            missing = "--model NET.onnx" if not self.models else "--eps E"
+        eps: tuple[float | None, ...] = (*self.eps, *((None,) if self.radius else ()))
+        if not self.models or not eps:
+            missing = "--model NET.onnx" if not self.models else "--eps E or --radius"
             raise SpecError(f"the suite {self.suite} also needs {missing}")
         if self.families:
             raise SpecError(f"--family goes with lists of instances; choose among the networks of {self.suite} with --model")
@@ -81,7 +85,7 @@ class Wanted:
         if folder is None:
             raise DataError(f"the suite {self.suite} also needs --data-dir DIR with the official files, or --download to fetch them")
         models = models_of(self.models)
-        return ImageSuite(self.suite, folder, models, self.norm, self.eps, self.count, self.limit_s, self.normalisation).tasks(tell)
+        return ImageSuite(self.suite, folder, models, self.norm, eps, self.count, self.limit_s, self.normalisation).tasks(tell)
 
 
 @dataclass(frozen=True)
@@ -150,11 +154,11 @@ def _code(tally: Tally, interrupted: bool) -> int:
     return exits.ERROR if errors else exits.VERIFIED
 
 
-def choose_engine(name: str, workers: int | None, address: str | None) -> Engine:
-    """The engine of a name: local, or ray on the cluster at the address.
+def choose_engine(name: str, workers: int | None, address: str | None, device: str = "cpu") -> Engine:
+    """The engine of a name: local, or ray on the cluster at the address. device: what instances run on, which has to be here if they do.
 
     Raises:
-        SpecError: an unknown name, or an address without a cluster. ClusterError: Ray is not installed or not reachable.
+        SpecError: an unknown name, or an address without a cluster. DeviceError: the device is not there. ClusterError: Ray is not installed or not reachable.
     """
     from verify.answer import make_answer
 
@@ -166,8 +170,10 @@ def choose_engine(name: str, workers: int | None, address: str | None) -> Engine
         raise SpecError(f"unknown engine {name!r}; use local or ray")
     if address is not None:
         raise SpecError("--address goes with --engine ray")
+    from bounds.engine import place
     from verify.workers import Workers
 
+    place(device)
     return Workers(workers or usable_cores(), make_answer)
 
 
@@ -230,7 +236,7 @@ def _describe(count: Count) -> dict[str, Any]:
 
 
 def _cells(name: str, count: Count) -> tuple[str, ...]:
-    verdicts = (str(count.verdicts[verdict]) for verdict in _COLUMNS[3:7])
+    verdicts = (str(count.verdicts[verdict]) for verdict in _VERDICTS)
     return (name, str(count.done), str(count.total - count.done), *verdicts, str(count.wrong), f"{count.seconds:.1f}")
 
 

@@ -1,8 +1,12 @@
-"""Branch and bound over the input: a low-dimensional box is bisected until every part is proven or a counterexample appears.
+"""Branch and bound over the states of activations, in batches of sub-problems.
 
-One sub-problem's life: it is taken from the heap with the others of smallest bound; bisected along the input that moves its planes most;
-its halves are bounded in one batch; a half with every unsafe set excluded is done, the others go back to the heap, and the points where
-their planes are smallest are tried as counterexamples.
+One sub-problem's life: it is taken from the heap with the others of smallest bound (`_Search.run`); the neurons whose relaxation costs it most
+are looked ahead, one walk for all, and the best of them is split (`_split`); both halves inherit its slopes and multipliers, which a few
+gradient steps improve (`_improve`); what that proves, with every rounding charged, closes the half or goes back to the heap with it
+(`_settle`), and the points where open halves are lowest are tried as counterexamples.
+
+References: Wang et al. 2021, Beta-CROWN; Bunel et al. 2020, Branch and bound for piecewise linear neural network verification; De Palma et
+al. 2021, Improved branch and bound for neural network verification via Lagrangian decomposition (filtered look-ahead).
 """
 
 from __future__ import annotations
@@ -11,171 +15,379 @@ import heapq
 import itertools
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from bounds.crown import Crown
-from bounds.engine import Bounds
-from bounds.errors import MemoryLimitError, NumericsError, TimeLimitError
+from bounds.alpha import Alphas, Ascent, Betas, RowProblem
+from bounds.backward import Start, View, objective_start
+from bounds.engine import elements, place
+from bounds.errors import MemoryLimitError, TimeLimitError
 from bounds.interval import Interval
-from bounds.network import Network
-from bounds.region import Box, LpBall, Region
+from bounds.ops.base import product
+from bounds.rowwise import Split
+from bounds.trace import Trace
+from verify.attack import starts_from_bounds
 from verify.spec import Margins
 from verify.stages import Query
 from verify.verdict import Falsified, Verdict, confirm
 
-_NARROW = 2.0**-12
-"""Boxes below this share of the original width are bounded in float64, where float32's rounding would decide."""
-_TOO_NARROW = 2.0**-40
-"""Boxes below this share are not bisected further: their halves would not differ in float64 arithmetic for much longer."""
+_COPIES = 14
+"""Tensors of the size of a row that a gradient step holds."""
+_BEYOND = 1e-5
+"""By how much an estimate must exceed what is to be proven before the ascent rests."""
 
 
 @dataclass(frozen=True)
-class SplitInput:
-    """Decide questions about few inputs by bisecting the input box, best first, in batches.
+class SplitNeurons:
+    """Decide a question by splitting activations, best first, in batches.
 
-    most_inputs: how many inputs may vary; questions about more are handed on. batch: sub-problems bounded at once. share: of the time that is
-    left. Property: sound and rigorous; complete up to the limits and to margins of zero. Deterministic.
+    rows: bounded at once, as far as memory allows. steps, root_steps: of the ascent, for halves and for the whole. tries: neurons looked
+    ahead for each sub-problem. share: of the time that is left.
+
+    Property: sound and rigorous; complete up to the limits for piecewise-linear networks where leaves are decided by the stage after it.
+    Deterministic.
     """
 
-    most_inputs: int = 10
-    batch: int = 256
-    share: float = 0.7
-    most_boxes: int = 1_000_000
-    name: str = "split"
+    rows: int = 512
+    steps: int = 8
+    root_steps: int = 40
+    tries: int = 4
+    share: float = 1.0
+    name: str = "branch"
     kind: str = "bounds"
 
     def __call__(self, query: Query) -> Verdict | Query:
-        region = query.specification.region
-        box = _as_box(region)
-        if box is None or not 0 < int((box.lower < box.upper).sum()) <= self.most_inputs:
+        if not query.intervals or not query.in_float32:
             return query
         left = query.options.remaining()
         deadline = None if left is None else time.monotonic() + self.share * left
-        return _Search(query, box, self, deadline).run()
+        try:
+            return _Search(query, self, deadline).run()
+        except TimeLimitError:
+            return query.noting("branch: time limit")
+        except MemoryLimitError as error:
+            return query.noting(f"branch: memory limit ({error})")
 
 
-def _as_box(region: Region) -> Box | None:
-    if isinstance(region, Box):
-        return region.to(torch.float64)
-    if isinstance(region, LpBall) and region.p == math.inf:
-        box = region.box()
-        return Box(box.lower, box.upper)
-    return None
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """A sub-problem: one unsafe set on the part of the region where split neurons keep to their sides.
+
+    bound: proven lower bound of the set's margin. splits: (s, 4) float64, each the activation, the position among its unstable columns, the
+    side (+1: z >= point) and the point. betas: (rows, s). alphas: by activation, (rows, k) each, in half precision. candidates: (t, 3), what to
+    split next: activation, position, point.
+    """
+
+    bound: float
+    unsafe: int
+    splits: Tensor
+    betas: Tensor
+    alphas: dict[int, tuple[Tensor, ...]]
+    candidates: Tensor
+
+    def half(self, candidate: Tensor, side: float) -> _Part:
+        """The part of this sub-problem on one side of a candidate; a split of the same neuron and side that it implies is dropped."""
+        implied = (self.splits[:, :2] == candidate[:2]).all(1) & (self.splits[:, 2] == side)
+        new = torch.tensor([[float(candidate[0]), float(candidate[1]), side, float(candidate[2])]], dtype=torch.float64)
+        splits = torch.cat([self.splits[~implied], new])
+        betas = torch.cat([self.betas[:, ~implied], self.betas.new_zeros(len(self.betas), 1)], dim=1)
+        return replace(self, splits=splits, betas=betas)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """Several sub-problems as the rows of one problem.
+
+    owner, thresholds: the sub-problem of each row and what its bound must exceed, (R,). slots: by node, where the multipliers of the splits (all
+    rows' one after the other) are found in `betas`: their positions in that list, their rows and their places.
+    """
+
+    problem: RowProblem
+    alphas: Alphas
+    betas: Betas
+    owner: Tensor
+    thresholds: Tensor
+    slots: dict[int, tuple[Tensor, Tensor, Tensor]]
 
 
 class _Search:
-    """The heap of open boxes, each with the bound of its worst margin; all boxes are flattened float64 rows of equal length."""
+    """The heap of open sub-problems."""
 
-    def __init__(self, query: Query, box: Box, stage: SplitInput, deadline: float | None) -> None:
+    def __init__(self, query: Query, stage: SplitNeurons, deadline: float | None) -> None:
         self.query, self.stage, self.deadline = query, stage, deadline
-        self.network: Network = query.network
         self.goal: Margins = query.goal
-        self.shape = box.shape
-        self.width = (box.upper - box.lower).flatten()
+        self.device = place(query.options.device)
+        self.C, self.d = self.goal.C.to(self.device), self.goal.d.to(self.device, torch.float64)
+        self.traces: dict[torch.dtype, Trace] = {}
         self.order = itertools.count()
-        self.heap: list[tuple[float, int, Tensor, Tensor, int]] = []
+        self.heap: list[tuple[float, int, _Part]] = []
         self.proven = math.inf
-        self.push(-math.inf, box.lower.flatten(), box.upper.flatten(), int(self.width.argmax()))
+        self.bounded = 0
+        root = RowProblem(*self._start(torch.float32, self.C[:1]))
+        self.activations = sorted(root.free)
+        self.columns = {index: root.free[index].columns for index in self.activations}
+        self.root_intervals = {index: root.free[index].interval for index in self.activations}
+        places = [(index, place_) for index in self.activations for place_ in range(len(self.columns[index]))]
+        self.where = torch.tensor(places, dtype=torch.float64).reshape(-1, 2)
+        numbers = sum(product(node.shape) for node in query.network.nodes)
+        self.most_rows = max(2, min(stage.rows, 8 * elements(query.options.memory_mb, torch.float32) // (_COPIES * numbers)))
 
-    def push(self, bound: float, lower: Tensor, upper: Tensor, axis: int) -> None:
-        """Add an open box; `axis` is the input to bisect next."""
-        heapq.heappush(self.heap, (bound, next(self.order), lower, upper, axis))
+    # -------------------------------------------------------------------------------------------------------------- the straight line
 
     def run(self) -> Verdict | Query:
-        """Bisect until nothing is open, a counterexample is found or a limit is reached."""
-        try:
-            while self.heap:
-                if self.deadline is not None and time.monotonic() >= self.deadline:
-                    return self.undecided("split: time limit")
-                if len(self.heap) > self.stage.most_boxes:
-                    return self.undecided(f"split: {len(self.heap)} boxes are open, as many as are kept")
-                taken = [heapq.heappop(self.heap) for _ in range(min(self.stage.batch, len(self.heap)))]
-                if all(float((upper - lower).max()) <= _TOO_NARROW * float(self.width.max()) for _, _, lower, upper, _ in taken):
-                    for entry in taken:
-                        heapq.heappush(self.heap, entry)
-                    return self.undecided("split: boxes at the limit of float64 stay open; the margin may be exactly zero there")
-                lower, upper = _halves(taken)
-                found = self.bound(lower, upper)
-                if found is not None:
-                    return found
-        except TimeLimitError:
-            for entry in taken:
-                heapq.heappush(self.heap, entry)
-            return self.undecided("split: time limit")
-        except MemoryLimitError as error:
-            return self.query.noting(f"split: memory limit ({error})")
-        return replace(self.query, closed=torch.ones_like(self.query.closed), floor=self.proven).verified(self.stage.name)
+        """Split until nothing is open, a counterexample is found or a limit is reached."""
+        open_sets = [k for k in range(len(self.goal.ranges)) if not bool(self.query.closed[k])]
+        found = self._settle(*self._improve([self._whole(k) for k in open_sets], self.stage.root_steps))
+        if found is not None:
+            return found
+        while self.heap:
+            if self.deadline is not None and time.monotonic() >= self.deadline:
+                return self._undecided("branch: time limit")
+            taken = self._take()
+            if not taken:
+                return self._undecided("branch: every activation is fixed in the parts that are left")
+            found = self._settle(*self._improve(self._split(taken), self.stage.steps))
+            if found is not None:
+                return found
+        return replace(self.query, closed=torch.ones_like(self.query.closed), floor=self.proven).verified(
+            self.stage.name, f"{self.bounded} sub-problems"
+        )
 
-    def bound(self, lower: Tensor, upper: Tensor) -> Falsified | None:
-        """Bound a batch of boxes; keep the open ones and try their lowest points."""
-        bounds = self.planes(lower, upper)
-        rows = torch.maximum(bounds.objective.lower.cpu(), self.query.lower)
-        worst = self.goal.worst(rows)
-        closed = (self.goal.impossible(rows) | self.query.closed).all(-1)
-        if bool(closed.any()):
-            self.proven = min(self.proven, float(worst[closed].min()))
-        if bool(closed.all()):
-            return None
-        still = (~closed).nonzero().flatten()
-        A, above = (side[still].cpu().to(torch.float64).flatten(2) for side in (bounds.linear.lower_A, bounds.linear.upper_A))  # type: ignore[union-attr]
-        low, high = lower[still], upper[still]
-        # The input that moves both planes much and is still wide. On ACAS Xu either alone needs up to 80 times as many boxes on some
-        # questions; trying two or three inputs and keeping the better never paid for itself.
-        relative = (high - low) / torch.where(self.width > 0, self.width, 1.0)
-        axes = ((A.abs() + above.abs()).amax(1) * (high - low) * relative.sqrt()).argmax(1)
-        for k, index in enumerate(still.tolist()):
-            self.push(float(worst[index]), low[k], high[k], int(axes[k]))
-        return self.attack(A, low, high)
+    def _take(self) -> list[_Part]:
+        """The open sub-problems of smallest bound whose halves fit into one batch; those that cannot be split stay."""
+        taken, rows = [], 0
+        kept = []
+        while self.heap and rows < self.most_rows // 2:
+            entry = heapq.heappop(self.heap)
+            if len(entry[2].candidates):
+                taken.append(entry[2])
+                rows += self._height(entry[2])
+            else:
+                kept.append(entry)
+        for entry in kept:
+            heapq.heappush(self.heap, entry)
+        return taken
 
-    def planes(self, lower: Tensor, upper: Tensor) -> Bounds:
-        """CROWN on a batch of boxes, in float64 where float32 would not do."""
-        narrow = not self.query.in_float32 or bool(((upper - lower).amax(1) < _NARROW * self.width.max()).any())
-        if not narrow:
-            try:
-                return self.crown(torch.float32, lower, upper)
-            except NumericsError:
-                pass  # too large for float32: float64 says whether it is for good
-        return self.crown(torch.float64, lower, upper)
+    def _split(self, parts: list[_Part]) -> list[_Part]:
+        """Both halves of every part, along the candidate whose worse half is bounded best."""
+        trials = [(k, t) for k, part in enumerate(parts) for t in range(len(part.candidates))]
+        halves = [parts[k].half(parts[k].candidates[t], side) for k, t in trials for side in (1.0, -1.0)]
+        chosen: list[_Part] = []
+        if self.stage.tries > 1:
+            values: list[float] = []
+            for group in self._groups(halves):
+                batch = self._batch(group)
+                with torch.no_grad():
+                    estimate = batch.problem.estimate(batch.alphas, batch.betas)
+                values += _per_part(batch, estimate).tolist()
+        else:
+            values = [0.0] * len(halves)
+        best: dict[int, tuple[float, int]] = {}
+        for number, (k, _) in enumerate(trials):
+            low, high = sorted(min(v, 0.0) for v in values[2 * number : 2 * number + 2])
+            score = low + 0.1 * high
+            if k not in best or score > best[k][0]:
+                best[k] = (score, number)
+        for _, number in best.values():
+            chosen += halves[2 * number : 2 * number + 2]
+        return chosen
 
-    def crown(self, dtype: torch.dtype, lower: Tensor, upper: Tensor) -> Bounds:
-        """CROWN for this question in one working type."""
-        options = self.query.options
-        engine = Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=self.deadline)
-        known = {i: _repeat(interval, len(lower)) for i, interval in self.query.intervals.items()}
-        return engine(self.network, self.region(lower, upper), self.goal.C, known or None)
+    def _improve(self, parts: list[_Part], steps: int) -> tuple[list[_Part], Tensor]:
+        """The parts with better slopes and multipliers, their proven bounds and what to split next; and the lowest points of their planes."""
+        better: list[_Part] = []
+        points = []
+        for group in self._groups(parts):
+            batch = self._batch(group, torch.float32)
+            enough = batch.thresholds + _BEYOND * (1 + batch.thresholds.abs())
+            alphas, betas, estimate = batch.problem.maximise(batch.alphas, batch.betas, Ascent(steps), enough.unsqueeze(0))
+            batch = replace(batch, alphas=alphas, betas=betas)
+            proven = batch.problem.prove(alphas, betas)
+            improved = self._unpacked(group, batch, _per_part(batch, proven.bound), self._candidates(batch, proven.bound))
+            better += self._reconsidered(improved, _per_part(batch, estimate))
+            points.append(starts_from_bounds(self.query.specification.region, proven.A.to("cpu", torch.float64))[0])
+        return better, torch.cat(points)
 
-    def region(self, lower: Tensor, upper: Tensor) -> Box:
-        """Flat rows as a batch of boxes of the network's input shape."""
-        return Box(lower.reshape(-1, *self.shape), upper.reshape(-1, *self.shape))
+    def _reconsidered(self, parts: list[_Part], estimates: Tensor) -> list[_Part]:
+        """Parts that only float32's rounding keeps open, proven again in float64."""
+        doubtful = [k for k, part in enumerate(parts) if part.bound <= 0 < float(estimates[k])]
+        if not doubtful:
+            return parts
+        batch = self._batch([parts[k] for k in doubtful], torch.float64)
+        bounds = _per_part(batch, batch.problem.prove(batch.alphas, batch.betas).bound)
+        for k, bound in zip(doubtful, bounds.tolist(), strict=True):
+            parts[k] = replace(parts[k], bound=max(parts[k].bound, bound))
+        return parts
 
-    def attack(self, A: Tensor, lower: Tensor, upper: Tensor) -> Falsified | None:
-        """Try the centres, and the corners where the planes are smallest. A: (boxes, rows, inputs)."""
-        corners = torch.where(A > 0, lower.unsqueeze(1), upper.unsqueeze(1))
-        points = torch.cat([((lower + upper) / 2).unsqueeze(1), corners], dim=1).flatten(0, 1)
-        network = self.network.to(torch.float32)
-        values = network(points.to(torch.float32).reshape(-1, *self.shape)).flatten(1)
-        margin = self.goal.of(values).amin(-1)
-        best = margin.argsort()[:4]
-        candidates = [points[i].reshape(self.shape).numpy() for i in best.tolist() if float(margin[i]) <= 0]
-        return confirm(self.network, self.query.specification, candidates, self.stage.name, rounded=True) if candidates else None
+    def _candidates(self, batch: _Batch, bound: Tensor) -> list[Tensor]:
+        """For every part the neurons whose relaxation costs its best row most, (t, 3) each."""
+        seen = batch.problem.coefficients(batch.alphas, batch.betas)
+        losses, points = [], []
+        for activation in self.activations:
+            freedom = batch.problem.free[activation]
+            loss, point = freedom.loss(batch.alphas[activation], seen.get(activation))
+            losses.append(loss.expand(1, len(batch.owner), -1)[0])
+            points.append(point.expand(1, len(batch.owner), -1)[0])
+        loss, point = torch.cat(losses, dim=-1).cpu(), torch.cat(points, dim=-1).cpu().to(torch.float64)
+        margin = (bound[0] - batch.thresholds).cpu()
+        owner = batch.owner.cpu()
+        best = _per_part(batch, bound)
+        rows = torch.zeros(len(best), dtype=torch.long)
+        leading = (margin == best[owner]).nonzero().flatten()
+        rows[owner[leading]] = leading
+        values, places = loss[rows].topk(min(self.stage.tries, loss.shape[1]), dim=1)
+        found = torch.stack([self.where[places, 0], self.where[places, 1], point[rows].gather(1, places)], dim=-1)
+        return [found[k][values[k] > 0] for k in range(len(best))]
 
-    def undecided(self, reason: str) -> Query:
-        """The query with what the open boxes leave proven."""
+    def _settle(self, parts: list[_Part], points: Tensor) -> Falsified | None:
+        """Close what is proven, keep the rest, and try the points as counterexamples."""
+        self.bounded += len(parts)
+        for part in parts:
+            if part.bound > 0:
+                self.proven = min(self.proven, part.bound)
+            else:
+                heapq.heappush(self.heap, (part.bound, next(self.order), part))
+        network = self.query.network.to(torch.float32)
+        margin = self.goal.of(network(points.to(torch.float32)).flatten(1)).amin(-1)
+        best = margin.argsort()[:4].tolist()
+        candidates = [points[i].numpy() for i in best if float(margin[i]) <= 0]
+        return confirm(self.query.network, self.query.specification, candidates, self.stage.name, rounded=True) if candidates else None
+
+    def _undecided(self, reason: str) -> Query:
         least = min([self.proven, *(entry[0] for entry in self.heap)])
         better = replace(self.query, floor=max(self.query.floor, least)) if least > -math.inf else self.query
-        return better.noting(reason)
+        return better.noting(f"{reason} after {self.bounded} sub-problems, {len(self.heap)} open")
+
+    # ---------------------------------------------------------------------------------------------------------------- rows and parts
+
+    def _trace(self, dtype: torch.dtype) -> Trace:
+        """What is proven of every node on the whole region, made once for each working type."""
+        if dtype not in self.traces:
+            network, region = self.query.network.to(dtype, self.device), self.query.specification.region.to(dtype, self.device)
+            trace = Trace(network, region, self.query.options.semantics, self.deadline)
+            for index in range(len(network.nodes)):
+                known = self.query.intervals.get(index)
+                interval = trace.propagate(index)
+                trace.visit(index, interval if known is None else interval.intersect(known.to(dtype, self.device)), "adaptive")
+            self.traces[dtype] = trace
+        return self.traces[dtype]
+
+    def _start(self, dtype: torch.dtype, C: Tensor) -> tuple[Trace, int, Start]:
+        trace = self._trace(dtype)
+        objective = C.to(dtype).unsqueeze(0).unflatten(2, trace.network.output_shape)
+        return trace, len(trace.network.nodes) - 1, objective_start(View(trace, None), objective)
+
+    def _whole(self, unsafe: int) -> _Part:
+        none = torch.zeros(0, 4, dtype=torch.float64)
+        rows = self.goal.ranges[unsafe][1] - self.goal.ranges[unsafe][0]
+        return _Part(-math.inf, unsafe, none, torch.zeros(rows, 0), {}, torch.zeros(0, 3, dtype=torch.float64))
+
+    def _height(self, part: _Part) -> int:
+        start, stop = self.goal.ranges[part.unsafe]
+        return stop - start
+
+    def _groups(self, parts: list[_Part]) -> list[list[_Part]]:
+        """The parts in batches of at most `most_rows` rows."""
+        groups: list[list[_Part]] = []
+        rows = 0
+        for part in parts:
+            if not groups or rows + self._height(part) > self.most_rows:
+                groups.append([])
+                rows = 0
+            groups[-1].append(part)
+            rows += self._height(part)
+        return groups
+
+    def _batch(self, parts: Sequence[_Part], dtype: torch.dtype = torch.float32) -> _Batch:
+        """The parts as rows: their objectives, intervals, slopes and multipliers."""
+        heights = torch.tensor([self._height(p) for p in parts])
+        owner = torch.arange(len(parts)).repeat_interleave(heights)
+        index = torch.cat([torch.arange(*self.goal.ranges[p.unsafe]) for p in parts]).to(self.device)
+        splits = torch.cat([p.splits.repeat(self._height(p), 1) for p in parts])
+        row = torch.arange(len(owner)).repeat_interleave(torch.tensor([len(parts[int(k)].splits) for k in owner]))
+        beta = torch.cat([p.betas.flatten() for p in parts])
+        intervals: dict[int, Interval] = {}
+        chosen: dict[int, Split] = {}
+        slots: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+        for activation in self.activations:
+            used = (splits[:, 0] == activation).nonzero().flatten()
+            if not used.numel():
+                continue
+            intervals[activation] = self._cut(activation, len(owner), row[used], splits[used], dtype)
+            (source,) = self.query.network.nodes[activation].inputs
+            at = row[used]
+            place_ = torch.arange(len(at)) - torch.searchsorted(at, at)
+            slots[source] = (used, at, place_)
+            chosen[source] = self._multipliers(activation, len(owner), (at, place_), (splits[used], beta[used]), dtype)
+        problem = RowProblem(*self._start(dtype, self.C[index]), intervals=intervals, splits=chosen, columns=self.columns)
+        betas = {source: split.beta for source, split in chosen.items()}
+        return _Batch(problem, self._alphas(problem, parts), betas, owner.to(self.device), self.d[index], slots)
+
+    def _cut(self, activation: int, count: int, row: Tensor, splits: Tensor, dtype: torch.dtype) -> Interval:
+        """The intervals of the unstable columns for every row, (1, rows, k), cut at the splits."""
+        root = self.root_intervals[activation].to(dtype)
+        place_, side, point = splits[:, 1].long(), splits[:, 2], splits[:, 3]
+        ends = []
+        for end, wanted, how in ((root.lower, 1.0, "amax"), (root.upper, -1.0, "amin")):
+            values = end.expand(1, count, -1).flatten().clone()
+            mask = side == wanted
+            flat = (row[mask] * end.shape[-1] + place_[mask]).to(self.device)
+            values.scatter_reduce_(0, flat, point[mask].to(values), how)
+            ends.append(values.view(1, count, -1))
+        return Interval(*ends)
+
+    def _multipliers(
+        self, activation: int, count: int, slot: tuple[Tensor, Tensor], facts: tuple[Tensor, Tensor], dtype: torch.dtype
+    ) -> Split:
+        """The splits of one node as padded rows."""
+        splits, beta = facts
+        width = int(slot[1].max()) + 1
+
+        def padded(values: Tensor, kind: torch.dtype) -> Tensor:
+            table = torch.zeros(count, width, dtype=kind)
+            table[slot] = values.to(kind)
+            return table.unsqueeze(0).to(self.device)
+
+        elements_ = self.columns[activation].cpu()[splits[:, 1].long()]
+        return Split(padded(elements_, torch.long), padded(splits[:, 2], dtype), padded(splits[:, 3], torch.float64), padded(beta, dtype))
+
+    def _alphas(self, problem: RowProblem, parts: Sequence[_Part]) -> Alphas:
+        """The parts' slopes stacked; CROWN's as long as there are none."""
+        initial = problem.initial()
+        if not all(part.alphas for part in parts):
+            return initial
+        return {
+            activation: tuple(
+                torch.cat([part.alphas[activation][k] for part in parts]).to(alpha).unsqueeze(0) for k, alpha in enumerate(alphas)
+            )
+            for activation, alphas in initial.items()
+        }
+
+    def _unpacked(self, parts: Sequence[_Part], batch: _Batch, bounds: Tensor, candidates: list[Tensor]) -> list[_Part]:
+        """The parts with the batch's slopes and multipliers."""
+        heights = [self._height(p) for p in parts]
+        sizes = [h * len(p.splits) for h, p in zip(heights, parts, strict=True)]
+        flat = torch.zeros(sum(sizes))
+        for source, (used, row, place_) in batch.slots.items():
+            flat[used] = batch.betas[source][0].cpu().float()[row, place_]
+        betas = [b.view(h, len(p.splits)) for b, h, p in zip(flat.split(sizes), heights, parts, strict=True)]
+        pieces = {k: [a[0].cpu().half().split(heights) for a in alphas] for k, alphas in batch.alphas.items()}
+        return [
+            replace(
+                part,
+                bound=max(part.bound, float(bounds[n])),
+                betas=betas[n],
+                alphas={k: tuple(side[n] for side in sides) for k, sides in pieces.items()},
+                candidates=candidates[n],
+            )
+            for n, part in enumerate(parts)
+        ]
 
 
-def _halves(taken: list[tuple[float, int, Tensor, Tensor, int]]) -> tuple[Tensor, Tensor]:
-    """Both halves of every taken box, along its axis: (2 * taken, inputs) lower and upper. Neighbours share the cut."""
-    lower, upper = torch.stack([t[2] for t in taken]), torch.stack([t[3] for t in taken])
-    axis = torch.tensor([t[4] for t in taken]).unsqueeze(1)
-    middle = ((lower + upper) / 2).gather(1, axis)
-    return torch.cat([lower, lower.scatter(1, axis, middle)]), torch.cat([upper.scatter(1, axis, middle), upper])
-
-
-def _repeat(interval: Interval, count: int) -> Interval:
-    return Interval(interval.lower.expand(count, *interval.lower.shape[1:]), interval.upper.expand(count, *interval.upper.shape[1:]))
+def _per_part(batch: _Batch, bound: Tensor) -> Tensor:
+    """The bound of each part's margin: the best of its rows."""
+    rows = (bound[0].detach().to(torch.float64) - batch.thresholds).cpu()
+    best = torch.full((int(batch.owner[-1]) + 1,), -math.inf, dtype=torch.float64)
+    return best.scatter_reduce(0, batch.owner.cpu(), rows, "amax")

@@ -188,6 +188,7 @@ def bench(  # noqa: PLR0913 - one argument an option
         list[Path] | None, typer.Option(help="For mnist and cifar10: a network, or a folder of networks; may be repeated.")
     ] = None,
     eps: Annotated[str | None, typer.Option(help="For mnist and cifar10: radii in units of pixels in [0, 1], separated by commas.")] = None,
+    radius: Annotated[bool, typer.Option("--radius", help="For mnist and cifar10: measure the certified radius of every image.")] = False,
     norm: Annotated[str, typer.Option(help="For mnist and cifar10: norm of the perturbation, inf, 2 or 1.")] = "inf",
     mean: Annotated[str | None, typer.Option(help="Mean the network's inputs were normalised with: one number, or one a channel.")] = None,
     std: Annotated[str | None, typer.Option(help="Standard deviation they were normalised with.")] = None,
@@ -218,16 +219,15 @@ def bench(  # noqa: PLR0913 - one argument an option
 ) -> int:
     """Ask many questions: durable results, several workers. Exit code 4: a verdict contradicts what is expected."""
     from verify.bench_command import Bench, Wanted, choose_engine, choose_out, read_normalisation, read_numbers, read_retry
+    from verify.command import read_semantics
     from verify.questions import read_memory
     from verify.sweep import Sweep
     from verify.tasks import Settings
 
-    normalisation = read_normalisation(mean, std)
-    wanted = Wanted(
-        suite, data_dir, timeout, tuple(family or ()), tuple(model or ()), read_numbers(eps, "--eps"), norm, count, normalisation, download
-    )
-    settings = Settings(read_memory(memory_limit), device, seed, semantics, _second_solver() if confirm else None)
-    chosen, place = choose_engine(engine, workers, address), choose_out(out, suite)
+    normalisation, radii = read_normalisation(mean, std), read_numbers(eps, "--eps")
+    wanted = Wanted(suite, data_dir, timeout, tuple(family or ()), tuple(model or ()), radii, radius, norm, count, normalisation, download)
+    settings = Settings(read_memory(memory_limit), device, seed, read_semantics(semantics), _second_solver() if confirm else None)
+    chosen, place = choose_engine(engine, workers, address, device), choose_out(out, suite)
     sweep = Sweep(suite, wanted.tasks(lambda line: None if as_json else _print(line)), settings, timeout, read_retry(retry))
     return Bench(sweep, chosen, place, _print, as_json, None if no_report else report or place.with_suffix(".html")).run()
 

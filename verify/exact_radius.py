@@ -6,14 +6,20 @@ import math
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from bounds import rounding
 from bounds.engine import DEFAULT_MEMORY_MB
+from bounds.errors import SpecError
 from bounds.network import Network
-from verify.spec import Domain
+from verify.exact import ExactBox
+from verify.spec import Domain, robustness
+from verify.verdict import original_of, replay
 
 if TYPE_CHECKING:
     from milp.distance import Distance
+    from milp.incumbent import Adversary
 
 
 def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
@@ -53,4 +59,73 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
         SpecError: label, norm or domain that do not fit, NaN, tol not positive, neither domain nor adversary nor `most`.
         SolverError: an unknown or missing solver. UnsupportedOpError: the network has no exact mixed-integer form.
     """
-    raise NotImplementedError
+    from milp.distance import Effort, Start, exact_distance
+    from milp.metric import Metric
+    from milp.program import Limits
+    from milp.solvers import default_solver, get_solver
+
+    center = torch.as_tensor(image).detach().to("cpu", torch.float64)
+    if not (tol > 0 and math.isfinite(tol)):
+        raise SpecError(f"the tolerance must be positive and finite, got {tol}; 1e-6 is the default")
+    if math.isnan(lower) or lower < 0 or math.isnan(most) or most <= 0:
+        raise SpecError(f"the certified radius must not be negative and the largest radius must be positive, got {lower} and {most}")
+    replayer = Replayer(network, center, label, norm, domain)
+    point = None if adversary is None else torch.as_tensor(adversary).detach().to("cpu", torch.float64).numpy()
+    if point is not None and point.size != center.numel():
+        raise SpecError(f"the adversary has {point.size} values, the image {center.numel()}")
+    sides = None if domain is None else (torch.as_tensor(domain[0], dtype=torch.float64), torch.as_tensor(domain[1], dtype=torch.float64))
+    effort = Effort(
+        default_solver(precise=True) if solver is None else get_solver(solver, precise=True),
+        Limits(seconds, memory_mb),
+        tol,
+        replayer.slack,
+    )
+    return exact_distance(network, label, Metric(center, norm, sides), replayer, Start(lower, point, most), effort)
+
+
+class Replayer:
+    """Replays candidates on the original model: the `accept` of `milp.incumbent`.
+
+    slack: the distance of the image from itself as a number of the model's input type: no adversary can be placed more exactly.
+    """
+
+    def __init__(self, network: Network, center: Tensor, label: int, norm: float, domain: Domain | None) -> None:
+        robustness(center, label, 0.0, norm=norm, outputs=network.outputs, domain=domain)
+        if tuple(center.shape) != network.input_shape:
+            raise SpecError(f"the network reads inputs of shape {network.input_shape}, the image has {tuple(center.shape)}")
+        self.network, self.center, self.label, self.norm, self.domain = network, center, label, norm, domain
+        self.dtype = original_of(network).input_dtype
+        self.sides: tuple[np.ndarray, np.ndarray] | None = None
+        if domain is not None:
+            low, high = (torch.as_tensor(side, dtype=torch.float64).expand_as(center).numpy() for side in domain)
+            self.sides = ExactBox.from_floats(low, high).inner(self.dtype)
+        self.slack = self.distance(self.cast(center.numpy()))
+
+    def __call__(self, point: np.ndarray) -> Adversary | None:
+        """The adversary that a float64 point is once it is cast to the model's input type and moved into the domain; None if it is none."""
+        from milp.incumbent import Adversary
+
+        cast = self.cast(point)
+        distance = self.distance(cast)
+        question = robustness(self.center, self.label, distance, norm=self.norm, outputs=self.network.outputs, domain=self.domain)
+        found = replay(self.network, question, cast, "milp")
+        if found is None:
+            return None
+        others = found.y.reshape(-1).astype(np.float64)
+        others[self.label] = -np.inf
+        return Adversary(found.x, distance, int(others.argmax()))
+
+    def cast(self, point: np.ndarray) -> np.ndarray:
+        """The point in the model's input type, inside the domain."""
+        flat = point.reshape(-1).astype(self.dtype)
+        return (flat if self.sides is None else np.clip(flat, *self.sides)).reshape(self.center.shape)
+
+    def distance(self, point: np.ndarray) -> float:
+        """||point - image||, rounded upward; exactly 0 at the image."""
+        step = np.abs(point.astype(np.float64).reshape(-1) - self.center.numpy().reshape(-1))
+        step = np.where(step > 0, np.nextafter(step, np.inf), 0.0)
+        if self.norm == math.inf:
+            return float(step.max(initial=0.0))
+        total = math.fsum(step if self.norm == 1.0 else step * step)
+        size = total if self.norm == 1.0 else math.sqrt(total)
+        return size * (1 + rounding.gamma(8, torch.float64))

@@ -26,7 +26,8 @@ _BATCH = 256
 class ImageSuite:
     """Every model on the first `count` test images that it classifies correctly (all of them if None), each within every eps.
 
-    folder: of the data set's files. norm: "inf", "2" or "1". eps: in units of pixels in [0, 1], which the images stay in.
+    folder: of the data set's files. norm: "inf", "2" or "1". eps: in units of pixels in [0, 1], which the images stay in; None asks for the
+    certified radius.
     timeout: seconds an image.
     """
 
@@ -34,7 +35,7 @@ class ImageSuite:
     folder: Path
     models: tuple[Path, ...]
     norm: str
-    eps: tuple[float, ...]
+    eps: tuple[float | None, ...]
     count: int | None
     timeout: float | None
     normalisation: Normalisation | None = None
@@ -47,7 +48,7 @@ class ImageSuite:
         """
         norm = {math.inf: "inf"}.get(read_norm(self.norm), f"{read_norm(self.norm):g}")
         for eps in self.eps:
-            if not (math.isfinite(eps) and eps >= 0):
+            if eps is not None and not (math.isfinite(eps) and eps >= 0):
                 raise SpecError(f"eps must be finite and not negative, got {eps}")
         data = load_dataset(self.dataset, self.folder)
         tasks = []
@@ -59,9 +60,9 @@ class ImageSuite:
             tasks += [self._task(model, content, data, index, norm, eps) for eps in self.eps for index in chosen]
         return tasks
 
-    def _task(self, model: Path, content: str, data: Dataset, index: int, norm: str, eps: float) -> Task:
+    def _task(self, model: Path, content: str, data: Dataset, index: int, norm: str, eps: float | None) -> Task:
         asked = ImageQuestion(self.dataset, self.folder, index, int(data.labels[index]), norm, eps)
-        family = f"{model.name.removesuffix('.gz').removesuffix('.onnx')} l{norm} {eps:g}"
+        family = f"{model.name.removesuffix('.gz').removesuffix('.onnx')} l{norm} {'radius' if eps is None else f'{eps:g}'}"
         name = f"{self.dataset} image {index}"
         hashed = asked.digest(data.images[index].tobytes())
         described = asked.describe()

@@ -14,7 +14,7 @@ from bounds.errors import SpecError
 from bounds.ibp import Ibp
 from bounds.network import Network
 from verify.attack import Pgd
-from verify.branch import SplitInput
+from verify.bisection import SplitInput
 from verify.spec import Property, Specification
 from verify.stages import Bound, Exact, Falsify, Options, Query, Stage, Tighten
 from verify.verdict import Falsified, Semantics, Unknown, Verdict, Verified

@@ -2,7 +2,7 @@
 
 Falsify(attack)      searches counterexamples; every candidate is replayed on the original model
 Bound(engine)        closes the unsafe sets whose margins are proven positive, tightens pre-activations
-SplitInput()         bisects the region of a question about few inputs (see verify/branch.py)
+SplitInput()         bisects the region of a question about few inputs (see verify/bisection.py)
 Exact(solver)        decides the open sets by mixed-integer programming
 """
 

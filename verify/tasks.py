@@ -24,14 +24,17 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class ImageQuestion:
-    """Whether every image within eps of an image of a test set, pixels kept in [0, 1], gets its label. norm: "inf", "2" or "1"."""
+    """Whether every image within eps of an image of a test set, pixels kept in [0, 1], gets its label. norm: "inf", "2" or "1".
+
+    eps None asks for the radius within which that is certified.
+    """
 
     dataset: str
     folder: Path
     index: int
     label: int
     norm: str
-    eps: float
+    eps: float | None
 
     def digest(self, image: bytes) -> str:
         """The hash of the question; image: the pixels as they are in the data set."""

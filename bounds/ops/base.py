@@ -219,6 +219,10 @@ class Activation(Op):
         sides, the secant's, as Fast-Lin chooses.
         """
 
+    def usual_slopes(self, x: Interval, slopes: Slopes = "adaptive") -> tuple[Tensor, Tensor]:
+        """The slopes of the planes that `relax` gives. Only where `free`."""
+        raise UnsupportedOpError(f"the slopes of {type(self).__name__} cannot be chosen freely; use the planes that relax() gives")
+
     def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
         """The planes with these slopes that enclose the op on `x` most tightly, for any slopes. All shapes may have further leading
         dimensions and broadcast. Only where `free`."""
@@ -232,6 +236,10 @@ class Activation(Op):
         """Points of `x` at one of which act(z) - slope z is smallest (largest unless `below`), up to rounding. Only where `free`, for a
         slope within `slope_range`."""
         raise UnsupportedOpError(f"the slopes of {type(self).__name__} cannot be chosen freely; use the planes that relax() gives")
+
+    def split_point(self, x: Interval) -> Tensor:
+        """Where to cut the interval of an unstable element so that the planes of both parts are tighter. Only where `free`."""
+        return (x.lower + x.upper) / 2
 
     def at(self, columns: Tensor, shape: Shape) -> Self:
         """The op on some elements of a node of that shape only, given by their positions; element-wise ops alone."""

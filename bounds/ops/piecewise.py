@@ -84,13 +84,13 @@ class Piecewise(Activation):
         A bound inside one piece gets that piece, exactly. Raises NumericsError where a bound is NaN or infinite.
         Property: sound; with "adaptive" the tightest over the midpoint, with "parallel" the smallest gap for the secant's slope.
         """
-        dtype = x.lower.dtype
+        return self.fit(x, *self.usual_slopes(x, slopes))
+
+    def usual_slopes(self, x: Interval, slopes: Slopes = "adaptive") -> tuple[Tensor, Tensor]:
+        """Lower and upper: the hull's over the midpoint, or twice the secant's."""
         curve = _Curve(self, *finite_ends(x, self))
-        if slopes == "parallel":
-            lower_slope = upper_slope = curve.secant().to(dtype)
-        else:
-            lower_slope, upper_slope = (s.to(dtype) for s in curve.hull_slopes())
-        return curve.fit(lower_slope, upper_slope)
+        lower, upper = (curve.secant(),) * 2 if slopes == "parallel" else curve.hull_slopes()
+        return lower.to(x.lower.dtype), upper.to(x.lower.dtype)
 
     def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
         """See `Activation.fit`. Property: sound."""
@@ -108,6 +108,16 @@ class Piecewise(Activation):
         knots = (torch.as_tensor(knot, dtype=x.lower.dtype, device=x.lower.device) for knot in self.pieces()[0])
         inner = tuple(torch.minimum(torch.maximum(knot, x.lower), x.upper) for knot in knots)
         return inner if inner and (self.convex if below else self.concave) else (x.lower, *inner, x.upper)
+
+    def split_point(self, x: Interval) -> Tensor:
+        """The knot nearest to the middle, rounded to the working type; only knots strictly inside count."""
+        middle = (x.lower + x.upper) / 2
+        best = torch.where(torch.zeros_like(middle, dtype=torch.bool), middle, math.inf)
+        for value in self.pieces()[0]:
+            knot = torch.as_tensor(value, dtype=middle.dtype, device=middle.device).expand_as(middle)
+            nearer = (x.lower < knot) & (knot < x.upper) & ((knot - middle).abs() < (best - middle).abs())
+            best = torch.where(nearer, knot, best)
+        return torch.where(torch.isfinite(best), best, middle)
 
     def float_error(self, x: Interval) -> Tensor:
         """One rounding of slope * x unless the slope is 0 or +-1, one of the addition unless a term is zero, and the constants' own."""
@@ -249,6 +259,25 @@ class Relu(Piecewise):
     def forward(self, *xs: Tensor) -> Tensor:
         return torch.relu(xs[0])
 
+    def usual_slopes(self, x: Interval, slopes: Slopes = "adaptive") -> tuple[Tensor, Tensor]:
+        """As for every `Piecewise`, in closed form: ReLU is most of what networks are made of."""
+        lower, upper = finite_ends(x, self)
+        run = upper - lower
+        chord = rounding.quotient(upper.clamp(min=0), run).clamp(max=1.0)
+        chord = torch.where((lower >= 0) & (upper > 0), 1.0, torch.where(upper <= 0, 0.0, chord)).to(x.lower.dtype)
+        if slopes == "parallel":
+            return chord, chord
+        return torch.where((chord > 0) & (upper > -lower), 1.0, 0.0).to(chord), chord
+
+    def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
+        """See `Activation.fit`; the extremes are at the ends or at 0. Property: sound."""
+        lower, upper = finite_ends(x, self)
+        around = (lower < 0) & (upper > 0)
+        low = torch.minimum(_excess(lower, lower_slope, -1), _excess(upper, lower_slope, -1))
+        high = torch.maximum(_excess(lower, upper_slope, 1), _excess(upper, upper_slope, 1))
+        low, high = torch.where(around, low.clamp(max=0.0), low), torch.where(around, high.clamp(min=0.0), high)
+        return Relaxation(lower_slope, rounding.round_down(low, lower_slope.dtype), upper_slope, rounding.round_up(high, upper_slope.dtype))
+
     def interval(self, *xs: Interval) -> Interval:
         return Interval(xs[0].lower.clamp(min=0), xs[0].upper.clamp(min=0))
 
@@ -275,6 +304,15 @@ class Relu(Piecewise):
         upper_intercept = rounding.round_up(torch.where(active | (upper <= 0), 0.0, gap + error), dtype)
         lower_slope = chord if slopes == "parallel" else (active | (upper > -lower)).to(dtype)
         return Relaxation(lower_slope, torch.zeros_like(chord), chord, upper_intercept)
+
+
+def _excess(x: Tensor, slope: Tensor, side: int) -> Tensor:
+    """A number >= (side 1) or <= (side -1) relu(x) - slope x in real arithmetic, for float64 x: two factors, each rounded once; exactly 0
+    where a factor vanishes."""
+    value = torch.where(x > 0, 1 - slope.double(), -slope.double()) * x
+    return value + side * (
+        2 * rounding.gamma(2, torch.float64) * value.abs() + torch.where(value == 0, 0.0, rounding.underflow(2, torch.float64))
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,6 +28,9 @@ FLOAT32_ULPS = 8
 """Assumed accuracy of a float32 runtime's sigmoid and tanh: |error| <= 8 * 2^-23 times the largest absolute value of the function."""
 
 _TANGENT_STEPS = 4
+_LEAN = 0.7
+"""Where on an interval around 0 planes are closest to the function. 0.5 makes their area least; but a row that uses the upper plane drives the
+input up: 0.6 to 0.8 proves most on sigmoid and tanh networks of one and six hidden layers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +79,22 @@ class Smooth(Activation):
         """Planes that enclose the activation on [lower, upper]; bounds that crossed by rounding are read as [upper, lower].
 
         "parallel": both slopes are the secant's, as in thesis (3.5). "adaptive": the chord on the side where the function is convex
-        (concave), the tangent at the midpoint on the other; around 0 the tangent from the far end, or the chord if it touches outside.
-        Raises NumericsError where a bound is NaN or infinite. Property: sound.
+        (concave), the tangent at the midpoint on the other; around 0 the line of the hull over a point `_LEAN` of the way to the end that the
+        plane is used for: the tangent from the far end, the chord if it touches outside, or the tangent there beyond its point of contact.
+        (CROWN always takes the first two, which stay far from the function on wide intervals.) Raises NumericsError where a bound is NaN or
+        infinite. Property: sound.
         Reference: H. Zhang et al., Efficient neural network robustness certification with general activation functions (CROWN), 2018.
         """
+        return self.fit(x, *self.usual_slopes(x, slopes))
+
+    def usual_slopes(self, x: Interval, slopes: Slopes = "adaptive") -> tuple[Tensor, Tensor]:
+        """See `relax`."""
         dtype = x.lower.dtype
         lower, upper = finite_ends(x, self)
         secant = self._secant(lower, upper)
         if slopes == "parallel":
-            lower_slope = upper_slope = secant.to(dtype)
-        else:
-            upper_slope = self._adaptive_slope(lower, upper, secant).to(dtype)
-            lower_slope = self._adaptive_slope(-upper, -lower, secant).to(dtype)
-        return self._planes(lower, upper, lower_slope, upper_slope)
+            return secant.to(dtype), secant.to(dtype)
+        return self._adaptive_slope(-upper, -lower, secant).to(dtype), self._adaptive_slope(lower, upper, secant).to(dtype)
 
     def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
         """See `Activation.fit`. Property: sound."""
@@ -124,8 +130,8 @@ class Smooth(Activation):
     def _adaptive_slope(self, lower: Tensor, upper: Tensor, secant: Tensor) -> Tensor:
         """Slope of the upper plane; of the lower one for the mirrored interval.
 
-        Around 0 it is max over t in [0, upper] of (act(t) - act(lower)) / (t - lower), by Dinkelbach's iteration: the t whose derivative is
-        the ratio at hand raises the ratio, quadratically fast; its clamp to `upper` gives the chord.
+        Around 0 the line from the far end is max over t in [0, upper] of (act(t) - act(lower)) / (t - lower), by Dinkelbach's iteration: the
+        t whose derivative is the ratio at hand raises the ratio, quadratically fast; its clamp to `upper` gives the chord.
         """
         start, value = lower.clamp(max=0.0), self.value(lower)
         touch = torch.minimum(-lower / 2, upper)  # where the tangent of a cubic touches: right near 0, and close enough elsewhere
@@ -134,8 +140,11 @@ class Smooth(Activation):
             touch = torch.minimum(self._critical(ratio), upper)
         around = (lower < 0) & (upper > 0)
         steepest = self.derivative(torch.zeros_like(lower))
-        tangent = self.derivative(lower / 2 + upper / 2)
-        return torch.where(around, torch.minimum(torch.maximum(ratio, secant), steepest), torch.where(lower >= 0, tangent, secant))
+        lean = torch.where(around, _LEAN, 0.5)
+        point = (1 - lean) * lower + lean * upper
+        tangent = self.derivative(point)
+        line = torch.where(point > touch, tangent, torch.minimum(torch.maximum(ratio, secant), steepest))
+        return torch.where(around, line, torch.where(lower >= 0, tangent, secant))
 
     def _supremum(self, lower: Tensor, upper: Tensor, slope: Tensor, side: int) -> Tensor:
         """A number >= sup of g(x) - slope x on [lower, upper] in real arithmetic, g(x) = act(x) for side 1 and -act(-x) for side -1.

@@ -65,7 +65,7 @@ def test_relu_equals_the_derived_relaxation(dtype: torch.dtype, slopes: Slopes) 
     rng = torch.Generator().manual_seed(0)
     lower = torch.randn(7, 50, generator=rng, dtype=dtype) * 10.0 ** torch.randint(-9, 9, (7, 50), generator=rng)
     x = Interval(lower, lower + torch.rand(7, 50, generator=rng, dtype=dtype) * lower.abs() * 3)
-    fast, derived = Relu().relax(x, slopes), Piecewise.relax(Relu(), x, slopes)
+    fast, derived = Relu().relax(x, slopes), Piecewise.fit(Relu(), x, *Piecewise.usual_slopes(Relu(), x, slopes))
     assert torch.equal(fast.lower_slope, derived.lower_slope)
     assert torch.equal(fast.lower_intercept, derived.lower_intercept)
     assert torch.equal(fast.upper_slope, derived.upper_slope)
@@ -75,6 +75,23 @@ def test_relu_equals_the_derived_relaxation(dtype: torch.dtype, slopes: Slopes) 
     assert torch.equal(Relu().interval(x).upper, Piecewise.interval(Relu(), x).upper)
     assert torch.equal(Relu().float_error(x), Piecewise.float_error(Relu(), x))
     assert torch.equal(Relu().forward(lower), Piecewise.forward(Relu(), lower))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_relu_fits_any_slopes_as_derived(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(1)
+    lower = torch.randn(7, 50, generator=rng, dtype=dtype)
+    x = Interval(lower, lower + torch.rand(7, 50, generator=rng, dtype=dtype) * 3)
+    slopes = [torch.rand(4, 7, 50, generator=rng, dtype=dtype) * 1.5 - 0.25 for _ in range(2)]
+    fast, derived = Relu().fit(x, *slopes), Piecewise.fit(Relu(), x, *slopes)
+    tiny = 1e-6 if dtype == torch.float32 else 1e-14
+    assert torch.allclose(fast.lower_intercept, derived.lower_intercept, rtol=0, atol=tiny)
+    assert torch.allclose(fast.upper_intercept, derived.upper_intercept, rtol=0, atol=tiny)
+    points = x.lower.double() + (x.upper.double() - x.lower.double()) * torch.rand(100, 1, 7, 50, generator=rng, dtype=torch.float64)
+    for side, slope, intercept in ((1, slopes[1], fast.upper_intercept), (-1, slopes[0], fast.lower_intercept)):
+        assert bool((side * (slope.double() * points + intercept.double() - points.clamp(min=0)) >= -1e-15).all())
+    for choice in CHOICES:
+        assert all(torch.equal(a, b) for a, b in zip(Relu().usual_slopes(x, choice), Piecewise.usual_slopes(Relu(), x, choice), strict=True))
 
 
 def test_interval_of_a_function_that_is_not_monotone() -> None:

@@ -18,7 +18,7 @@ from bounds.ops.base import Input
 from bounds.ops.piecewise import Relu
 from bounds.region import Box, LpBall
 from verify import branch
-from verify.branch import SplitInput
+from verify.bisection import SplitInput
 from verify.spec import Specification
 from verify.stages import Options, Query
 from verify.verdict import Falsified, Unknown, Verified
