@@ -122,6 +122,22 @@ def test_all_images_when_no_count_is_given(digits: tuple[Path, np.ndarray], root
     assert len(suite(digits[0], root, count=None).tasks()) == len(digits[1])
 
 
+@pytest.mark.parametrize("norm", ["inf", "2"])
+def test_certified_radii(digits: tuple[Path, np.ndarray], root: Path, norm: str) -> None:
+    """The radius is verified as a question of its own, and the search ended with one a little larger that is not certified by CROWN."""
+    (one,) = suite(digits[0], root, eps=(None,), count=1, norm=norm).tasks()
+    assert one.instance.family == f"network l{norm} radius"
+    assert (one.instance.question or {})["eps"] is None
+    outcome, started = ask(one)
+    assert (outcome.verdict, outcome.reason, outcome.proof, started) == ("measured", None, "rigorous", 1)
+    assert outcome.radius_lower is not None
+    assert outcome.radius_lower > 0.001
+    (within,) = suite(digits[0], root, eps=(outcome.radius_lower,), count=1, norm=norm).tasks()
+    assert ask(within)[0].verdict == "verified"
+    late, _ = ask(dataclasses.replace(one, instance=dataclasses.replace(one.instance, limit_s=0.0)))
+    assert (late.verdict, late.radius_lower, late.reason) == ("measured", 0.0, "time limit: the search was not finished")
+
+
 def test_images_that_change_under_a_sweep_are_an_error(digits: tuple[Path, np.ndarray], root: Path) -> None:
     folder, images = digits
     tasks = suite(folder, root).tasks()
