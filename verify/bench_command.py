@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
 IMAGE_TIMEOUT_S = 60.0
 """Seconds an image is given where nothing else is said."""
-_COLUMNS = ("family", "done", "left", "verified", "falsified", "unknown", "error", "wrong", "seconds")
-_VERDICTS = _COLUMNS[3:7]
+_VERDICTS = ("verified", "falsified", "unknown", "error")
 
 
 @dataclass(frozen=True)
@@ -231,24 +230,31 @@ def read_normalisation(mean: str | None, std: str | None) -> Normalisation | Non
 
 
 def _describe(count: Count) -> dict[str, Any]:
-    verdicts = {name: count.verdicts[name] for name in VERDICTS if name != "measured"}
+    verdicts = {name: count.verdicts[name] for name in VERDICTS}
     return {"total": count.total, "done": count.done} | verdicts | {"wrong": count.wrong, "seconds": count.seconds}
 
 
-def _cells(name: str, count: Count) -> tuple[str, ...]:
-    verdicts = (str(count.verdicts[verdict]) for verdict in _VERDICTS)
-    return (name, str(count.done), str(count.total - count.done), *verdicts, str(count.wrong), f"{count.seconds:.1f}")
+def _columns(tally: Tally) -> tuple[str, ...]:
+    measured = ("measured",) if tally.all.verdicts["measured"] else ()
+    return ("family", "done", "left", *measured, *_VERDICTS, "wrong", "seconds")
 
 
 def _rows(tally: Tally) -> list[tuple[str, ...]]:
-    rows = [_cells(name, count) for name, count in tally.families.items()]
-    return rows if len(rows) == 1 else [*rows, _cells("all", tally.all)]
+    """One row a family, and their sum if there are several."""
+    counts = list(tally.families.items())
+    counts += [("all", tally.all)] if len(counts) > 1 else []
+    rows = []
+    for name, count in counts:
+        known = {"family": name, "done": str(count.done), "left": str(count.total - count.done), "wrong": str(count.wrong)}
+        known["seconds"] = f"{count.seconds:.1f}"
+        rows.append(tuple(known.get(column, str(count.verdicts[column])) for column in _columns(tally)))
+    return rows
 
 
 def _lines(tally: Tally) -> list[str]:
     """The table as text."""
-    rows = [_COLUMNS, *_rows(tally)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    rows = [_columns(tally), *_rows(tally)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))) for row in rows]
 
 
@@ -269,7 +275,8 @@ def _line(instance: Instance, outcome: Outcome, tally: Tally) -> str:
     wrong = f"  WRONG, expected {instance.expected}" if outcome.contradicts(instance.expected) else ""
     place = f"{tally.all.done}/{tally.all.total}"
     reason = f"  {outcome.reason}" if outcome.reason else ""
-    return f"{place}  {instance.family}  {instance.name}  {outcome.verdict}  {outcome.wall_s:.2f} s{reason}{wrong}"
+    radius = "" if outcome.radius_lower is None else f"  radius at least {outcome.radius_lower:.6g}"
+    return f"{place}  {instance.family}  {instance.name}  {outcome.verdict}  {outcome.wall_s:.2f} s{radius}{reason}{wrong}"
 
 
 def _table(tally: Tally, engine: Engine) -> Table:
@@ -279,7 +286,7 @@ def _table(tally: Tally, engine: Engine) -> Table:
     eta = tally.eta_s
     ends = "" if eta is None else f"about {_duration(eta)} left"
     table = Table(caption="\n".join(part for part in (ends, working) if part), caption_justify="left")
-    for name in _COLUMNS:
+    for name in _columns(tally):
         table.add_column(
             name, justify="left" if name == "family" else "right", style="bold red" if name == "wrong" and tally.all.wrong else None
         )

@@ -19,7 +19,7 @@ from bounds.errors import ClusterError, SpecError
 from tests.mnist_files import write_mnist
 from tests.verify.test_cli import dense, question
 from tests.verify.test_sweep import Inline
-from verify.bench_command import _duration, _line, _table, choose_engine, choose_out, read_normalisation, read_numbers, read_retry
+from verify.bench_command import _duration, _line, _lines, _table, choose_engine, choose_out, read_normalisation, read_numbers, read_retry
 from verify.cli import main
 from verify.records import Instance, Outcome
 from verify.results import Results
@@ -336,6 +336,16 @@ def test_a_line_in_a_pipe() -> None:
     text = _line(instance, Outcome("verified", wall_s=1.5), tally())
     assert text == "4/10  vit  net prop  verified  1.50 s  WRONG, expected sat"
     assert _line(instance, Outcome("unknown", "time limit", wall_s=1.5), tally()).endswith("unknown  1.50 s  time limit")
+    assert _line(instance, Outcome("measured", radius_lower=0.125, wall_s=1.5), tally()).endswith("measured  1.50 s  radius at least 0.125")
+
+
+def test_measured_radii_have_a_column() -> None:
+    now = tally()
+    now.family("vit").add("measured", False, 1.0)
+    head, *rows = _lines(now)
+    assert head.split() == ["family", "done", "left", "measured", "verified", "falsified", "unknown", "error", "wrong", "seconds"]
+    assert rows[1].split() == ["vit", "3", "2", "1", "1", "0", "1", "0", "1", "5.0"]
+    assert "measured" not in _lines(tally())[0]
 
 
 def test_small_things_are_read() -> None:
