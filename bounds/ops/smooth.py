@@ -140,8 +140,7 @@ class Smooth(Activation):
             touch = torch.minimum(self._critical(ratio), upper)
         around = (lower < 0) & (upper > 0)
         steepest = self.derivative(torch.zeros_like(lower))
-        lean = torch.where(around, _LEAN, 0.5)
-        point = (1 - lean) * lower + lean * upper
+        point = torch.where(around, (1 - _LEAN) * lower + _LEAN * upper, lower / 2 + upper / 2)
         tangent = self.derivative(point)
         line = torch.where(point > touch, tangent, torch.minimum(torch.maximum(ratio, secant), steepest))
         return torch.where(around, line, torch.where(lower >= 0, tangent, secant))

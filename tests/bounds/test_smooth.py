@@ -79,9 +79,23 @@ def test_one_sided_intervals(op: Smooth, low: float, high: float) -> None:
     assert abs(other.item() - through_ends) > 0.01
 
 
-@pytest.mark.parametrize("low, high", [(-1.0, 5.0), (-2.0, 9.0), (-0.3, 1.0), (-1e-3, 20.0), (-3.0, 3.1), (-1e-9, 1e-6)])
+@pytest.mark.parametrize("low, high", [(-1.0, 5.0), (-2.0, 9.0), (-0.3, 1.0), (-1e-3, 20.0), (-3.0, 3.1)])
+def test_around_zero_the_upper_plane_leans_to_the_upper_end(op: Smooth, low: float, high: float) -> None:
+    """Where the tangent from the lower end touches early, the plane touches at 0.7 of the way, below the tangent there."""
+    point = low + 0.7 * (high - low)
+    touch = bisect(op, low, high)
+    assert point > touch
+    r = op.relax(interval((low, high), (-high, -low)), "adaptive")
+    assert r.upper_slope[0, 0].item() == pytest.approx(slope_at(op, point), rel=1e-9)
+    assert r.upper_slope[0, 0] * point + r.upper_intercept[0, 0] == pytest.approx(f(op, point), abs=1e-12)
+    assert r.upper_slope[0, 0] * low + r.upper_intercept[0, 0] > f(op, low)
+    assert r.lower_slope[0, 1].item() == pytest.approx(r.upper_slope[0, 0].item(), rel=1e-9)  # the mirrored interval
+
+
+@pytest.mark.parametrize("low, high", [(-5.0, 2.0), (-2.0, 1.1), (-9.0, 3.1), (-0.3, 0.1)])
 def test_around_zero_the_upper_plane_is_the_tangent_from_the_lower_end(op: Smooth, low: float, high: float) -> None:
     touch = bisect(op, low, high)
+    assert low + 0.7 * (high - low) < touch
     r = op.relax(interval((low, high), (-high, -low)), "adaptive")
     expected = (f(op, touch) - f(op, low)) / (touch - low)
     assert r.upper_slope[0, 0].item() == pytest.approx(expected, rel=1e-6 if high > 1e-3 else 1e-4)

@@ -16,6 +16,7 @@ Array = np.ndarray
 Bounds = tuple[Array, Array]
 Planes = tuple[Array, Array, Array, Array]
 """Lower slope, lower intercept, upper slope, upper intercept."""
+LEAN = 0.7
 Relax = Callable[[Array, Array], Planes]
 
 
@@ -96,7 +97,10 @@ class Sigmoidal:
         return d, np.where(low < 0, f(t1) - t1 * d, chord), d, np.where(high > 0, f(t2) - t2 * d, chord)
 
     def adaptive(self, low: Array, high: Array) -> Planes:
-        """CROWN: chord or tangent at the midpoint where the function bends one way, else the tangent from the far end."""
+        """Chord or tangent at the midpoint where the function bends one way, else CROWN's tangent from the far end.
+
+        Not CROWN's: a tangent from the far end that touches before `LEAN` of the way gives way to the tangent there.
+        """
         upper = np.array([self._upper(a, b) for a, b in zip(low, high, strict=True)])
         mirrored = np.array([self._upper(-b, -a, mirror=True) for a, b in zip(low, high, strict=True)])
         return mirrored[:, 0], -mirrored[:, 1], upper[:, 0], upper[:, 1]
@@ -112,11 +116,12 @@ class Sigmoidal:
         chord = (f(high) - f(low)) / (high - low)
         if low < 0 and high > 0:
             left, right = 0.0, high
-            if slope(high) * (high - low) >= f(high) - f(low):
+            if slope(high) * (high - low) >= f(high) - f(low):  # it would touch beyond the interval
                 return chord, f(high) - chord * high
             for _ in range(100):
                 touch = (left + right) / 2
                 left, right = (touch, right) if slope(touch) * (touch - low) >= f(touch) - f(low) else (left, touch)
+            touch = max(touch, low + LEAN * (high - low))
         elif high <= 0:
             return chord, f(high) - chord * high
         return slope(touch), f(touch) - slope(touch) * touch
