@@ -202,7 +202,7 @@ def bench(  # noqa: PLR0913 - one argument an option
     workers: Annotated[int | None, typer.Option(help="Worker processes, one thread each. [default: one a core]", min=1)] = None,
     retry: Annotated[str | None, typer.Option(help="Ask stored instances again that are unknown, error, or unknown,error.")] = None,
     engine: Annotated[str, typer.Option(help="Where instances run: local, or ray.")] = "local",
-    address: Annotated[str | None, typer.Option(help="With --engine ray: the cluster to join, such as auto or ray://HOST:10001.")] = None,
+    address: Annotated[str | None, typer.Option(help="With --engine ray: the cluster to join, auto or HOST:6379.")] = None,
     report: Annotated[Path | None, typer.Option(help="The page of results at the end. [default: the results file's name, .html]")] = None,
     no_report: Annotated[bool, typer.Option("--no-report", help="Write no page at the end.")] = False,
     semantics: Annotated[str, typer.Option(help="Arithmetic that verified covers: real or float32-any-order.")] = "real",

@@ -12,6 +12,7 @@ import importlib
 import logging
 import math
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ BASE_MB = 1024.0
 MOST_RETRIES = 3
 """How often Ray starts a task again after the loss of its process or node."""
 _POLL_S = 0.2
+_KNOCK_S = 5.0
 _resident: dict[MakeAnswer, Workers] = {}
 
 
@@ -43,7 +45,7 @@ class RayEngine:
 
     @classmethod
     def connect(cls, address: str | None, count: int | None, make: MakeAnswer) -> RayEngine:
-        """Join the cluster at an address ("auto", "HOST:6379", "ray://HOST:10001"), or start one on this machine where there is none given.
+        """Join the cluster at an address ("auto" or "HOST:6379"), or start one on this machine where there is none given.
 
         count: instances at a time; by default one for every CPU of the cluster.
 
@@ -56,6 +58,7 @@ class RayEngine:
         except ImportError as error:
             raise ClusterError("--engine ray needs Ray; run: pip install 'ringfence[cluster]'") from error
         try:
+            _knock(address)
             if not ray.is_initialized():
                 here: dict[str, Any] = {"num_cpus": count, "include_dashboard": False} if address is None else {}
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **here)
@@ -121,6 +124,13 @@ class RayEngine:
             for reference in self._flying:
                 self.ray.cancel(reference, force=True)
         self._flying.clear()
+
+
+def _knock(address: str | None) -> None:
+    """Raises OSError where an address of the form HOST:PORT does not answer. Ray itself would try for minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
 
 
 def _request(settings: Settings) -> dict[str, float]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import sys
 import warnings
 from collections.abc import Iterator
@@ -92,3 +93,12 @@ def test_an_unreachable_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         ClusterError, match="no Ray cluster at auto: Could not find any running Ray instance; start one with: ray start --head"
     ):
         RayEngine.connect("auto", None, make_fake)
+
+
+def test_an_address_where_nothing_listens_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", Unreachable)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+    with pytest.raises(ClusterError, match=f"no Ray cluster at {address}: .*refused"):
+        RayEngine.connect(address, None, make_fake)
