@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
@@ -102,7 +103,7 @@ class Sweep:
     timeout: float | None = None
     retry: Collection[str] = ()
 
-    @property
+    @functools.cached_property
     def configuration(self) -> Configuration:
         """What the results are stored under."""
         options: dict[str, Any] = {"timeout": self.timeout, **vars(self.settings)}
