@@ -48,10 +48,13 @@ function decoded(columns) {
     row.expected = EXPECTED[row.expected] || "";
     row.solved = row.verdict === "verified" || row.verdict === "falsified";
     row.note = row.reason || row.detail;
-    row.words = [row.name, row.family, row.network, row.spec, row.verdict, row.decided_by, row.note, row.proof].join("\n").toLowerCase();
     return row;
   });
 }
+
+// What a search looks at; put together when it is first asked for.
+const wordsOf = (row) =>
+  (row.words ??= [row.name, row.family, row.network, row.spec, row.verdict, row.decided_by, row.note, row.proof].join("\n").toLowerCase());
 
 const rows = decoded(payload.columns);
 const others = (payload.others || []).map((other) => ({

@@ -358,11 +358,7 @@ function build() {
   main.append(
     heading(),
     ...parts,
-    el(
-      "footer",
-      {},
-      `Written ${payload.made} from ${payload.file}. ringfence report exports all figures with --csv and --json.`,
-    ),
+    el("footer", {}, `Written ${payload.made} from ${payload.file}. ringfence report exports all figures with --csv and --json.`),
   );
   document.getElementById("links").append(...parts.map((part) => el("a", { href: `#${part.id}` }, part.querySelector("h2").textContent)));
 }

@@ -18,6 +18,16 @@ function cactusLines(shown) {
   return [{ name: payload.main.label, style: "c0", times: own(["verified", "falsified"]) }, ...theirs];
 }
 
+function thinned(points) {
+  // Points that would fall on the one before are left out of the line: dashes along thousands of points are slow to paint.
+  let last = points[0];
+  return points.filter((p, k) => {
+    const kept = k === 0 || k === points.length - 1 || Math.abs(p.x - last.x) >= 0.5 || Math.abs(p.y - last.y) >= 0.5;
+    if (kept) last = p;
+    return kept;
+  });
+}
+
 function cactus() {
   const shown = rows.filter((row) => inFamily(row) && row.verdict !== "measured");
   const lines = cactusLines(shown),
@@ -35,7 +45,16 @@ function cactus() {
   for (const line of lines) {
     const at = line.times.map((t, k) => ({ x: x.at(k + 1), y: y.at(t), name: line.name, k: k + 1, t }));
     if (!at.length) continue;
-    chart.append(svg("path", { class: `line ${line.style}`, d: "M" + at.map((p) => `${p.x.toFixed(1)} ${p.y.toFixed(1)}`).join("L") }));
+    chart.append(
+      svg("path", {
+        class: `line ${line.style}`,
+        d:
+          "M" +
+          thinned(at)
+            .map((p) => `${p.x.toFixed(1)} ${p.y.toFixed(1)}`)
+            .join("L"),
+      }),
+    );
     chart.append(svg("circle", { class: `end ${line.style}`, cx: at.at(-1).x, cy: at.at(-1).y, r: 3.5 }));
     points.push(...at);
   }
@@ -269,7 +288,7 @@ function histogram(norm, wide) {
     high = counted(upper);
   const size = { ...BASE, width: wide ? 1144 : BASE.width, height: 280 },
     x = linear(0, end, size.left, size.width - size.right);
-  const y = linear(0, Math.max(...low, ...high, 1), size.height - size.bottom, size.top);
+  const y = linear(0, Math.max(...low, ...high, 1) * 1.15, size.height - size.bottom, size.top);
   y.ticks = y.ticks.filter(Number.isInteger);
   const chart = frame(size, x, y, { x: `radius, l-${norm}`, y: "instances", label: `Histogram of radii, l-${norm}` });
   const edge = (k) => x.at((k * end) / bins),

@@ -69,7 +69,7 @@ const view = { sort: "i", down: false, words: [], verdicts: new Set(), only: nul
 
 function matching() {
   const wanted = rows.filter(
-    (row) => inFamily(row) && view.words.every((word) => row.words.includes(word)) && (view.only !== "wrong" || row.wrong),
+    (row) => inFamily(row) && view.words.every((word) => wordsOf(row).includes(word)) && (view.only !== "wrong" || row.wrong),
   );
   const passing = wanted.filter((row) => !view.verdicts.size || view.verdicts.has(row.verdict));
   const sign = view.down ? -1 : 1,
