@@ -48,8 +48,9 @@ class Report:
         for path in outputs:
             if not path.parent.is_dir():
                 raise OutputError(f"cannot write {path}: no folder {path.parent}; create it or name another")
-            if path.is_dir():
-                raise OutputError(f"cannot write {path}: it is a folder; name a file")
+            if path.exists() and not path.is_file():
+                # A device would be replaced by the file, as files are moved into their place when they are complete.
+                raise OutputError(f"cannot write {path}: it is a folder or a device; name a file")
             if path.resolve() in taken:
                 raise OutputError(f"{path} is named twice, and writing it would destroy what is read; name another file")
             taken.add(path.resolve())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -71,7 +72,8 @@ def test_bad_input_is_one_line_and_code_2_and_nothing_is_written(run: Runner, sa
         ((sample, "--html", sample), "named twice"),
         ((sample, "--html", page, "--csv", page), "named twice"),
         ((sample, "--html", tmp_path / "no" / "page.html"), "no folder"),
-        ((sample, "--csv", tmp_path), "it is a folder"),
+        ((sample, "--html", os.devnull), "it is a folder or a device"),
+        ((sample, "--csv", tmp_path), "it is a folder or a device"),
     ):
         code, out, err = run(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
