@@ -18,6 +18,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from bounds.errors import OutputError
 from verify.document import to_json
 from verify.records import Row
 from verify.report_data import Answers, Selection, families, identity, seconds, select, summarise, wrong
@@ -66,6 +67,8 @@ def write_html(results: Path, html: Path, against: Path | None = None, configura
 
 def write_page(selection: Selection, results: Path, html: Path) -> None:
     """Write the report of what was selected from `results`."""
+    if html.exists() and not html.is_file():
+        raise OutputError(f"cannot write {html}: it is a folder or a device; name a file")
     write_atomically(html, render(selection, results).encode())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bounds.errors import OutputError
 from tests.verify.browser import RESOLVED, contrast, launch
 from tests.verify.sample_results import OURS, write_sample
 from verify.records import Instance, Outcome, Row, RunInfo
@@ -324,6 +325,11 @@ def test_printing_brings_all_rows(sample: Path, visit: Open) -> None:
     page.tab.evaluate("dispatchEvent(new Event('afterprint'))")
     assert len(page.column("name")) < len(rows)
     assert page.tab.locator("th[data-key=seconds] button").count() == 1
+
+
+def test_a_folder_is_not_replaced(sample: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="it is a folder or a device"):
+        write_html(sample, tmp_path)
 
 
 def test_page_names_no_address_and_is_the_same_twice(sample: Path) -> None:
