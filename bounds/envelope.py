@@ -60,10 +60,7 @@ def certified_radius(planes: LinearBounds, ball: LpBall, lower: Tensor | None = 
     Raises:
         RegionError: eps differs between the features of a set. NumericsError: a plane is NaN or infinite.
     """
-    flat = torch.as_tensor(ball.eps).flatten(1)
-    radius = flat[:, 0].clone()
-    if bool((flat != radius.unsqueeze(1)).any()):
-        raise RegionError("a certified radius needs the same eps for every feature of a set; use the region itself otherwise")
+    radius = _uniform_eps(ball)
     lower = planes.concretize(ball).lower if lower is None else lower.to(radius.device)
     crossed = ~(lower > 0)
     image = crossed.any(-1).nonzero().flatten()
@@ -79,6 +76,16 @@ def certified_radius(planes: LinearBounds, ball: LpBall, lower: Tensor | None = 
         image, row = image[near], row[near]
     found = _Seen.rows(planes, ball, image, row).within(radius[image])
     return radius.scatter_reduce(0, image, found, "amin")
+
+
+def _uniform_eps(ball: LpBall) -> Tensor:
+    """The eps of every set, (B,)."""
+    eps = first = torch.as_tensor(ball.eps)
+    while first.dim() > 1:
+        first = first.select(1, 0)
+    if any(eps.stride()[1:]) and bool((eps.flatten(1) != first.unsqueeze(1)).any()):
+        raise RegionError("a certified radius needs the same eps for every feature of a set; use the region itself otherwise")
+    return first.clone()
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,9 +105,10 @@ class _Seen:
     def rows(cls, planes: LinearBounds, ball: LpBall, image: Tensor, row: Tensor, dtype: torch.dtype = _EXACT) -> _Seen:
         """Row `row` of the planes of set `image`, for several of them."""
         A, b = planes.lower_A[image, row].to(ball.center.device, dtype).flatten(1), planes.lower_b[image, row].to(ball.center)
-        center, steep = ball.center.flatten(1).to(dtype)[image], A.abs()
-        error = rounding.gamma(A.shape[-1] + 6, dtype) * (_dot(steep, center.abs()).to(_EXACT) + b.abs())
-        floor = rounding.below(_dot(A, center).to(_EXACT) + b, error + rounding.underflow(A.shape[-1] + 6, dtype))
+        centers, steep = ball.center.flatten(1), A.abs()
+        size = steep.sum(-1).to(_EXACT) * centers.abs().amax(-1)[image] + b.abs()
+        error = rounding.gamma(A.shape[-1] + 6, dtype) * size + rounding.underflow(A.shape[-1] + 6, dtype)
+        floor = rounding.below(_dot(A, centers.to(dtype)[image]).to(_EXACT) + b, error)
         if not bool(torch.isfinite(floor).all()):
             raise NumericsError(_NOT_FINITE)
         if ball.domain is None:

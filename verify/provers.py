@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from bounds.envelope import certified_radius
 from bounds.errors import SpecError
 from bounds.ibp import Ibp
 from bounds.ibp_planes import IbpPlanes
+from bounds.linear import LinearBounds
 from bounds.network import Network
 from bounds.region import LpBall
 from bounds.trace import Semantics
@@ -24,6 +26,8 @@ LINEAR = ("ibp-planes", "crown-ibp", "fastlin", "crown", "alpha")
 ENGINES = ("ibp", *LINEAR)
 _GROUP = 32
 """Images bounded in one call: enough to keep a matrix product busy, few enough for the caches."""
+_FEW = 8
+"""Up to so many open images of a group wait for those of other groups, so that a call for their radii is worth its overhead."""
 _DOUBT = 0.02
 """Margins proven to be above minus this share of their range are tried again in float64; float32 rounding costs less in most networks."""
 
@@ -33,7 +37,7 @@ class Proofs:
     """What a method proved of N images.
 
     margins: lower bounds of the worst margins, (N,) float64. radii: min(eps, nearest plane), (N,) float64, None where they were not asked
-    for. seconds: spent on bounds; radii_seconds: spent on radii on top of that.
+    for. seconds: spent on bounds; radii_seconds: spent on radii on top of that; both by the prover's clock.
     """
 
     margins: Tensor
@@ -54,6 +58,7 @@ class Prover:
     semantics: Semantics = "real"
     memory_mb: float = DEFAULT_MEMORY_MB
     deadline: float | None = None
+    clock: Callable[[], float] = time.monotonic
 
     def __call__(self, network: Network, region: LpBall, labels: Tensor, radii: bool = False) -> Proofs:
         """Margins y[label] - y[j] of each image's region, and the distances of their planes where `radii` asks for them.
@@ -62,9 +67,10 @@ class Prover:
             TimeLimitError: the deadline passed. MemoryLimitError: a single row of bounds does not fit.
         """
         goal = class_margins(labels, network.outputs)
-        work = _Work(network, region, goal, radii)
+        work = _Work(network, region, goal, radii, self.clock)
         for images in torch.arange(len(labels)).split(_GROUP):
             self._prove(work, images)
+        work.finish()
         return Proofs(work.margins, work.radii if radii else None, work.seconds, work.radii_seconds)
 
     def _prove(self, work: _Work, images: Tensor) -> None:
@@ -72,7 +78,7 @@ class Prover:
         work.bound(images, self._engine(first, torch.float32))
         if self.name == "alpha":
             work.bound(work.open(images), self._engine(self.name, torch.float32))
-        work.bound(work.doubtful(images), self._engine(self.name, torch.float64))
+        work.bound(work.doubtful(images), self._engine(self.name, torch.float64), again=True)
 
     def _engine(self, name: str, dtype: torch.dtype) -> BoundEngine:
         """A bound method by name. The objective is folded into the last layer by all of them, interval propagation included."""
@@ -86,14 +92,25 @@ class Prover:
         return linear(dtype, self.device, self.semantics, self.memory_mb, deadline=self.deadline)
 
 
+@dataclass(frozen=True)
+class _Open:
+    """Images that a call left open, its lower planes A x + b of their margins, and what it proved of them."""
+
+    images: Tensor
+    A: Tensor
+    b: Tensor
+    lower: Tensor
+
+
 class _Work:
     """The best found so far for every image."""
 
-    def __init__(self, network: Network, region: LpBall, goal: Margins, wants_radii: bool) -> None:
-        self.network, self.region, self.goal, self.wants_radii = network, region, goal, wants_radii
+    def __init__(self, network: Network, region: LpBall, goal: Margins, wants_radii: bool, clock: Callable[[], float]) -> None:
+        self.network, self.region, self.goal, self.wants_radii, self.clock = network, region, goal, wants_radii, clock
         self.margins = torch.full((region.batch,), -torch.inf, dtype=torch.float64)
         self.widths = torch.zeros_like(self.margins)
         self.radii = torch.zeros_like(self.margins)
+        self.waiting: list[_Open] = []
         self.seconds = self.radii_seconds = 0.0
 
     def open(self, images: Tensor) -> Tensor:
@@ -105,20 +122,47 @@ class _Work:
         left = self.open(images)
         return left[self.margins[left] > -_DOUBT * self.widths[left]]
 
-    def bound(self, images: Tensor, engine: BoundEngine) -> None:
-        """One call for some images; what it proves better than before is kept."""
+    def bound(self, images: Tensor, engine: BoundEngine, again: bool = False) -> None:
+        """One call for some images; what it proves better than before is kept. again: the planes are those of an earlier call, but for rounding."""
         if len(images) == 0:
             return
-        begin = time.monotonic()
+        begin = self.clock()
         region, goal = self.region.select(images), self.goal.select(images)
         found = engine(self.network, region, goal.C)
-        lower = found.objective.lower
-        self.margins[images] = torch.maximum(self.margins[images], goal.worst(lower).cpu())
+        self.margins[images] = torch.maximum(self.margins[images], goal.worst(found.objective.lower).cpu())
         self.widths[images] = found.objective.width.amax(-1).cpu()
-        middle = time.monotonic()
+        middle = self.clock()
         if self.wants_radii:
             if found.linear is None:
                 raise SpecError(f"{type(engine).__name__} gives no planes; radii need a method that does, such as Crown or FastLin")
-            self.radii[images] = torch.maximum(self.radii[images], certified_radius(found.linear, region, lower))
+            self._keep(images, found.objective.lower.cpu(), None if again else found.linear)
         self.seconds += middle - begin
-        self.radii_seconds += time.monotonic() - middle
+        self.radii_seconds += self.clock() - middle
+
+    def _keep(self, images: Tensor, lower: Tensor, planes: LinearBounds | None) -> None:
+        """Radii of proven images are known. Others are worked out at once where they are many; where they are few their planes wait."""
+        left = (lower <= 0).any(-1)
+        proven, open_ = images[~left], images[left]
+        self.radii[proven] = torch.as_tensor(self.region.eps).flatten(1)[proven, 0]
+        if planes is None or len(open_) == 0:
+            return
+        if len(open_) > _FEW:
+            found = certified_radius(planes, self.region.select(images), lower)
+            self.radii.scatter_reduce_(0, images, found, "amax")
+            return
+        self.waiting.append(_Open(open_, planes.lower_A[left].cpu(), planes.lower_b[left].cpu(), lower[left]))
+        if sum(len(w.images) for w in self.waiting) > 4 * _FEW:
+            self._measure()
+
+    def finish(self) -> None:
+        """The radii of all images that still wait."""
+        begin = self.clock()
+        self._measure()
+        self.radii_seconds += self.clock() - begin
+
+    def _measure(self) -> None:
+        if self.waiting:
+            images, A, b, lower = (torch.cat([getattr(w, name) for w in self.waiting]) for name in ("images", "A", "b", "lower"))
+            found = certified_radius(LinearBounds(A, b, A, b), self.region.select(images), lower)
+            self.radii.scatter_reduce_(0, images, found, "amax")
+            self.waiting = []
