@@ -8,7 +8,8 @@ is larger. The three searches differ in what they make of a call:
     pec          the partial certificate d(eps) as well                  (thesis Algorithm 3.5)
     secant       both ends of the bracket from every call, and the next eps from the line through the last two
 
-All images advance in one bound call; finished ones leave the batch. A radius is only ever returned with the call that proved it.
+All images of a batch advance in one bound call; finished ones leave it. Batches grow from four images to `Search.batch`, and tell the next
+ones where to look first. A radius is only ever returned with the call that proved it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,15 @@ from bounds.envelope import distances
 from bounds.errors import SpecError
 from bounds.network import Network
 from bounds.region import LpBall
+from verify.brackets import Bracket, Finished
 from verify.spec import Domain, class_margins
 
 Method = Literal["bisection", "pec", "secant"]
 _MOST_CALLS = 100
+_PILOT = 4
+"""Images in the first batch of a secant search."""
+_RIVALS = 9
+"""Classes whose gradients are asked how far the boundary may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,87 +98,90 @@ def certified_radii(
         SpecError: labels out of range or a domain that an image leaves. RegionError: an unsupported norm.
     """
     search, engine = search or Search(), engine or Crown()
+    _check_labels(network, labels)
+    task = _Task(network, images.to(torch.float64), labels, norm, domain, engine, search)
+    finished = Finished() if search.method == "secant" else None
+    brackets: list[Bracket] = []
+    while len(brackets) < len(labels):
+        size = search.batch if finished is None else min(search.batch, max(_PILOT, len(brackets)))
+        brackets += task.run(torch.arange(len(brackets), min(len(brackets) + size, len(labels))), finished)
+    lower, upper, proven_at = (
+        torch.tensor([getattr(b, name) for b in brackets], dtype=torch.float64) for name in ("lower", "upper", "proven_at")
+    )
+    calls = torch.tensor([b.calls for b in brackets], dtype=torch.int64)
+    return Radii(lower, proven_at, calls, upper - lower <= search.tol)
+
+
+def _check_labels(network: Network, labels: Tensor) -> None:
     if bool((labels < 0).any()) or bool((labels >= network.outputs).any()):
         raise SpecError(f"labels run from 0 to {network.outputs - 1}, got {int(labels.min())} to {int(labels.max())}")
-    parts = []
-    for start in range(0, len(labels), search.batch):
-        chunk = slice(start, start + search.batch)
-        parts.append(_Brackets(network, images[chunk], labels[chunk], norm, domain, engine, search).run())
-    return Radii(*(torch.cat([getattr(part, name) for part in parts]) for name in ("lower", "linearised_at", "calls", "finished")))
 
 
-class _Brackets:
-    """One batch of searches. The best radius of image i lies in [lower_i, upper_i]; `previous` holds the last call's (eps, d)."""
+class _Task:
+    """The images of one search, and bound calls on some of them."""
 
     def __init__(
         self, network: Network, images: Tensor, labels: Tensor, norm: float, domain: Domain | None, engine: BoundEngine, search: Search
     ) -> None:
         self.network, self.engine, self.search, self.norm = network, engine, search, norm
-        self.images, self.labels = images.to(torch.float64), labels
-        self.domain = (
-            None if domain is None else tuple(torch.as_tensor(side, dtype=torch.float64).expand_as(self.images) for side in domain)
-        )
-        count = len(labels)
-        self.lower, self.proven_at = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
-        self.upper = torch.full_like(self.lower, search.most)
-        self.calls = torch.zeros(count, dtype=torch.int64)
-        self.eps = torch.full((count, 2), math.nan, dtype=torch.float64)
-        self.reached = torch.full((count, 2), math.nan, dtype=torch.float64)
-        self.width = torch.full_like(self.lower, math.inf)
-        scores = network.to(torch.float64)(self.images).flatten(1)
-        best_other = scores.scatter(1, labels.unsqueeze(1), -math.inf).amax(1)
-        self.upper[scores.gather(1, labels.unsqueeze(1)).squeeze(1) <= best_other] = 0.0
+        self.images, self.labels = images, labels
+        self.domain = None if domain is None else tuple(torch.as_tensor(side, dtype=torch.float64).expand_as(images) for side in domain)
+        self.dual = {1.0: math.inf, 2.0: 2.0}.get(norm, 1.0)
 
-    def run(self) -> Radii:
-        """Narrow every bracket to the tolerance."""
-        while True:
-            open_ = (self.upper - self.lower > self.search.tol) & (self.calls < _MOST_CALLS)
-            late = self.search.deadline is not None and time.monotonic() >= self.search.deadline
-            if late or not bool(open_.any()):
+    def run(self, index: Tensor, finished: Finished | None) -> list[Bracket]:
+        """Narrow the brackets of some images to the tolerance; what was learned is added to `finished`."""
+        brackets = self.start(index)
+        while not self.late():
+            open_ = [i for i, b in enumerate(brackets) if not b.done and b.calls < _MOST_CALLS]
+            if not open_:
                 break
-            index = open_.nonzero().flatten()
-            self.advance(index, self.next_eps(index))
-        return Radii(self.lower, self.proven_at, self.calls, self.upper - self.lower <= self.search.tol)
+            chosen = [brackets[i] for i in open_]
+            eps = [(b.lower + b.upper) / 2 if finished is None else b.next(finished) for b in chosen]
+            self.advance(index[open_], chosen, eps)
+        if finished is not None:
+            for bracket in brackets:
+                finished.add(bracket)
+        return brackets
 
-    def advance(self, index: Tensor, eps: Tensor) -> None:
-        """One bound call for some images at their own eps; brackets and certificates follow."""
+    def late(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.search.deadline is not None and time.monotonic() >= self.search.deadline
+
+    def start(self, index: Tensor) -> list[Bracket]:
+        """Brackets from 0 to the largest radius looked for, or nothing for misclassified images; their reach from gradients."""
+        images, labels = self.images[index].requires_grad_(True), self.labels[index].unsqueeze(1)
+        with torch.enable_grad():
+            scores = self.network.to(torch.float64)(images).flatten(1)
+            gaps = (scores.gather(1, labels) - scores).scatter(1, labels, math.inf)
+            nearest = gaps.topk(min(_RIVALS, gaps.shape[1] - 1), largest=False)
+            wrong = nearest.values[:, 0] <= 0
+            reach = torch.full_like(nearest.values[:, 0], math.inf)
+            for gap in nearest.values.unbind(1) if self.search.method == "secant" else ():
+                (gradient,) = torch.autograd.grad(gap.sum(), images, retain_graph=True)
+                steep = torch.linalg.vector_norm(gradient.flatten(1), ord=self.dual, dim=1)
+                reach = torch.minimum(reach, gap.detach() / steep)
+        reach = reach.nan_to_num(nan=math.inf)
+        brackets = [Bracket(r, self.search.most, self.search.tol) for r in reach.tolist()]
+        for i in wrong.nonzero().flatten().tolist():
+            brackets[i].upper = 0.0
+        return brackets
+
+    def advance(self, index: Tensor, brackets: list[Bracket], eps: list[float]) -> None:
+        """One bound call for some images, each at its own eps."""
         sides = None if self.domain is None else (self.domain[0][index], self.domain[1][index])
-        ball = LpBall(self.images[index], eps.reshape(-1, *([1] * (self.images.dim() - 1))), self.norm, sides)
-        planes = self.engine(self.network, ball, class_margins(self.labels[index], self.network.outputs).C).linear
-        if planes is None:
+        radius = torch.tensor(eps, dtype=torch.float64)
+        ball = LpBall(self.images[index], radius.reshape(-1, *([1] * (self.images.dim() - 1))), self.norm, sides)
+        found = self.engine(self.network, ball, class_margins(self.labels[index], self.network.outputs).C)
+        if found.linear is None:
             raise SpecError("this engine gives no planes; certified radii need one that does, such as Crown or FastLin")
-        self.calls[index] += 1
-        certified, reached = nearest_plane(planes, ball), distances(planes, ball).amin(-1)
+        certified, reached = nearest_plane(found.linear, ball), distances(found.linear, ball).amin(-1)
         if self.search.method == "bisection":
-            certified = torch.where(certified >= eps, certified, 0.0)
-        better = certified > self.lower[index]
-        self.proven_at[index] = torch.where(better, eps, self.proven_at[index])
-        self.lower[index] = torch.maximum(self.lower[index], certified)
-        ceiling = torch.where(certified >= eps, self.upper[index], eps)
+            certified = torch.where(certified >= radius, certified, 0.0)
+        ceiling = torch.where(certified >= radius, self.search.most, radius)
         if self.search.method == "secant":
-            ceiling = torch.minimum(ceiling, torch.maximum(reached, eps))
-        self.upper[index] = torch.maximum(torch.minimum(self.upper[index], ceiling), self.lower[index])
-        self.eps[index] = torch.stack([self.eps[index, 1], eps], dim=1)
-        self.reached[index] = torch.stack([self.reached[index, 1], reached], dim=1)
-
-    def next_eps(self, index: Tensor) -> Tensor:
-        """Where the next call is made: the middle of the bracket, or the crossing that the last two calls point at."""
-        lower, upper = self.lower[index], self.upper[index]
-        middle = (lower + upper) / 2
-        if self.search.method != "secant":
-            return middle
-        (e0, e1), (d0, d1) = self.eps[index].unbind(1), self.reached[index].unbind(1)
-        slope = torch.where(e1 != e0, (d1 - d0) / (e1 - e0), -1.0).clamp(max=0.0)
-        slope = torch.where(torch.isfinite(slope) & (d0 > 0), slope, -1.0)
-        # Just inside the crossing: then the call itself verifies its eps, and d(eps) bounds the crossing from above.
-        guess = (d1 - slope * e1) / (1 - slope) - 0.3 * self.search.tol
-        width = upper - lower
-        inside = torch.minimum(torch.maximum(guess, lower + 0.1 * width), upper - 0.1 * width)
-        # A call that did not halve the bracket met a kink or a jump of d: bisect once.
-        slow = width > 0.5 * self.width[index]
-        self.width[index] = torch.where(slow, math.inf, width)
-        usable = torch.isfinite(guess) & (d1 > 0) & ~slow
-        # Beyond the largest radius looked for: one call there settles it.
-        inside = torch.where((upper == self.search.most) & (guess > upper - 0.1 * width), upper, inside)
-        first = torch.isnan(e1)
-        return torch.where(first, self.search.most / 4, torch.where(usable, inside, lower + 0.4 * width))
+            ceiling = torch.minimum(ceiling, torch.maximum(reached, radius))
+        steep = torch.linalg.vector_norm(found.linear.lower_A.to(torch.float64).flatten(2), ord=self.dual, dim=-1)
+        gap = (found.objective.lower / steep.clamp_min(1e-300)).amin(-1)
+        columns = (column.tolist() for column in (certified, gap, ceiling))
+        for bracket, at, *row in zip(brackets, eps, *columns, strict=True):
+            bracket.record(at, *row)

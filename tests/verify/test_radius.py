@@ -71,7 +71,7 @@ def test_searches_agree_and_the_secant_needs_far_fewer_calls(norm: float, domain
         assert (run.lower - runs["bisection"].lower).abs().max() <= 1e-4
     calls = {m: run.calls.double().mean().item() for m, run in runs.items()}
     assert calls["pec"] <= calls["bisection"]
-    assert calls["secant"] <= 0.6 * calls["bisection"]
+    assert calls["secant"] <= 0.5 * calls["bisection"]
 
 
 @pytest.mark.parametrize("engine", [Crown(), FastLin()])
@@ -85,7 +85,8 @@ def test_the_certificate_proves_the_radius_again(engine: Crown | FastLin, norm: 
     ball = LpBall(x, found.linearised_at.unsqueeze(1), norm, (0.0, 1.0))
     planes = engine(network, ball, class_margins(labels, 3).C).linear
     assert planes is not None
-    inner = LpBall(x, found.lower.unsqueeze(1), norm, (0.0, 1.0))
+    # Other companions in a batch may round the planes elsewhere.
+    inner = LpBall(x, (1 - 1e-6) * found.lower.unsqueeze(1), norm, (0.0, 1.0))
     certified = (planes.lower_b + inner.minimise(planes.lower_A) > 0).all(-1)
     assert (certified | (found.lower == 0)).all()
 
