@@ -19,7 +19,6 @@ CURVES: dict[str, Gap] = {
     "kink": lambda eps: 0.6 - 0.5 * eps if eps < 0.16 else 0.52 - 120 * (eps - 0.16),
     "sigmoid": lambda eps: math.tanh(40 * (0.2 - eps)),
     "jump": lambda eps: 1.0 if eps < 0.1234567 else -1.0,
-    "flat beyond": lambda eps: max(0.05 - eps, -1e-9),
     "far": lambda eps: 0.39 - eps,
 }
 
