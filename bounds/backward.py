@@ -23,8 +23,9 @@ from bounds.linear import LinearBounds
 from bounds.local import LocalWalk, Rows, is_local
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input
+from bounds.ops.bilinear import Bilinear
 from bounds.region import Box, Region
-from bounds.trace import Planes, Trace
+from bounds.trace import Planes, ProductPlanes, Trace
 
 _EXACT = torch.float64
 _CACHED = 2**21
@@ -47,6 +48,16 @@ class View:
             return planes
         slope, step, gap = planes.slope[self.images], planes.step[self.images], planes.gap[self.images]
         return Planes(slope, step, gap, planes.segments, planes.parallel)
+
+    def products(self, index: int) -> ProductPlanes:
+        """The planes of bilinear node `index`."""
+        planes = self.trace.products.get(index)
+        if planes is None:
+            raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
+        if self.images is None:
+            return planes
+        lower, upper = ((pair[0][self.images], pair[1][self.images]) for pair in (planes.lower, planes.upper))
+        return ProductPlanes(lower, upper, planes.gap[self.images], planes.segments, planes.parallel)
 
     def region(self) -> Region:
         """The regions."""
@@ -102,6 +113,8 @@ class Walk:
                 self._through_affine(index, op, A)
             elif isinstance(op, Activation):
                 self._through_activation(index, op, A)
+            elif isinstance(op, Bilinear):
+                self._through_bilinear(index, op, A)
         # The rows do not depend on the input at all.
         height = self.rows * (2 if self.doubled else 1)
         nothing = self.lower.new_zeros(self.lower.shape[0], height, *self.network.input_shape, dtype=self.view.trace.dtype)
@@ -137,6 +150,27 @@ class Walk:
 
     def _through_activation(self, index: int, op: Activation, A: Tensor) -> None:
         planes = self.view.planes(index)
+        A, negative = self._fall(index, A, planes)
+        relaxed = op.spread(A) * planes.slope.unsqueeze(1)
+        if not planes.parallel:
+            relaxed.addcmul_(op.spread(negative.view_as(A)), planes.step.unsqueeze(1))
+        self._add(self.network.nodes[index].inputs[0], relaxed)
+
+    def _through_bilinear(self, index: int, op: Bilinear, A: Tensor) -> None:
+        planes, shapes = self.view.products(index), self.network.input_shapes(index)
+        A, flat_negative = self._fall(index, A, planes)
+        if planes.parallel:
+            pulled = op.pull(A, planes.lower, *shapes)
+        else:
+            negative = flat_negative.view_as(A)
+            above, below = op.pull(A - negative, planes.lower, *shapes), op.pull(negative, planes.upper, *shapes)
+            pulled = (above[0] + below[0], above[1] + below[1])
+        for source, relaxed in zip(self.network.nodes[index].inputs, pulled, strict=True):
+            self._add(source, relaxed)
+
+    def _fall(self, index: int, A: Tensor, planes: Planes | ProductPlanes) -> tuple[Tensor, Tensor]:
+        """Subtract the gaps that rows meet at a relaxed node, and what passing it costs; the coefficients, doubled if need be, and their
+        negative parts, flattened."""
         if self.two_sided and not planes.parallel and not self.doubled:
             A = self._double(A)
         flat = A.flatten(2)
@@ -149,10 +183,7 @@ class Walk:
             self.upper = self.upper + fall[:, self.rows :]
         elif self.two_sided:
             self.upper = self.upper - slack * rounding.dot(flat - negative, gap, planes.segments)
-        relaxed = op.spread(A) * planes.slope.unsqueeze(1)
-        if not planes.parallel:
-            relaxed.addcmul_(op.spread(negative.view_as(A)), planes.step.unsqueeze(1))
-        self._add(self.network.nodes[index].inputs[0], relaxed)
+        return A, negative
 
     def _double(self, A: Tensor) -> Tensor:
         """Let the negated rows go their own way from here on."""

@@ -20,6 +20,7 @@ from bounds.interval import Interval
 from bounds.linear import LinearBounds
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, MovesData, Shape, Slopes, product
+from bounds.ops.bilinear import Bilinear
 from bounds.region import LpBall, Region
 from bounds.trace import Semantics, Trace
 
@@ -82,6 +83,8 @@ class LinearEngine:
         if not self.intersect:
             everything = torch.ones_like(interval.lower, dtype=torch.bool)
             found = bound_node(trace, index, everything, limit)
+            partial = any(getattr(net.nodes[user].op, "partial", False) for user in net.successors[index])
+            found = found.intersect(interval) if partial else found
             trace.narrow(index, found if known is None else found.intersect(known))
             return
         trace.narrow(index, bound_node(trace, index, unstable(net, index, interval), limit).intersect(interval))
@@ -114,6 +117,8 @@ def unstable(network: Network, index: int, interval: Interval) -> Tensor:
         op = network.nodes[user].op
         if isinstance(op, Activation):
             mask |= op.unstable(interval)
+        elif isinstance(op, Bilinear):
+            mask |= interval.lower < interval.upper
     return mask
 
 

@@ -8,6 +8,8 @@ RingfenceError                 base of all errors raised on purpose; the CLI tur
 ├── SpecError                  the question cannot be used (VNNLIB text, arrays, labels, eps)
 ├── RegionError                a region is empty, unbounded, reversed or not finite
 ├── NumericsError              NaN or infinity met where a bound was computed
+│   └── DomainError            an op is not defined on all of the interval that its input may take
+├── GradientError              an engine or network gives no gradients where a search needs them
 ├── DataError                  a data set or image file is missing or malformed
 ├── DeviceError                the device asked for is not there
 ├── MemoryLimitError           the work cannot be made to fit the memory limit
@@ -54,6 +56,14 @@ class RegionError(RingfenceError):
 
 class NumericsError(RingfenceError):
     """NaN or infinity met where a bound was computed."""
+
+
+class DomainError(NumericsError):
+    """An op is not defined on all of the interval that its input may take, as far as bounds can tell."""
+
+
+class GradientError(RingfenceError):
+    """An engine gives no gradients where a search needs them."""
 
 
 class DataError(RingfenceError):

@@ -16,7 +16,7 @@ from bounds.backward import bound_node, bound_tail
 from bounds.engine import DEFAULT_MEMORY_MB, Bounds, as_objective, elements, place
 from bounds.interval import Interval
 from bounds.network import Network
-from bounds.ops.base import Activation, Affine
+from bounds.ops.base import Affine
 from bounds.region import LpBall, Region
 from bounds.trace import Semantics, Trace
 
@@ -78,9 +78,9 @@ class Ibp:
 
 
 def _affine_tail(network: Network) -> frozenset[int]:
-    """The nodes from which the output is reached through affine nodes only, with the activations or input they start from."""
+    """The nodes from which the output is reached through affine nodes only, with the other nodes they start from."""
     tail: set[int] = {len(network.nodes) - 1}
     for index in range(len(network.nodes) - 1, -1, -1):
-        if index in tail and not isinstance(network.nodes[index].op, Activation):
+        if index in tail and isinstance(network.nodes[index].op, Affine):
             tail.update(network.nodes[index].inputs)
     return frozenset(tail)

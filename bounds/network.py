@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bounds.errors import ShapeError
 from bounds.ops.base import Activation, Affine, Input, Op, Shape, product
+from bounds.ops.bilinear import Bilinear
 
 if TYPE_CHECKING:
     import networkx
@@ -116,8 +117,8 @@ class Network:
 
     @functools.cached_property
     def preactivations(self) -> tuple[int, ...]:
-        """Indices of the nodes that an activation reads, in topological order."""
-        found = {node.inputs[0] for node in self.nodes if isinstance(node.op, Activation)}
+        """Indices of the nodes that an activation or a bilinear op reads, in topological order."""
+        found = {source for node in self.nodes if isinstance(node.op, Activation | Bilinear) for source in node.inputs}
         return tuple(sorted(found))
 
     @functools.cached_property

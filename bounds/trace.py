@@ -5,6 +5,7 @@ the region's origin, at an affine node W m + b in float64, at an activation its 
 
     affine       d_k = W d_j            up to the float64 rounding of the reference run
     activation   s d_j <= d_k <= S d_j + h        with lower slope s, upper slope S and gap h = upper plane - lower plane at the centre
+    bilinear     as an activation, with a slope for each of the two factors of every term
 
 so biases and lower intercepts vanish from the walk, and its rounding errors scale with the size of the *deviations*, not of the values.
 
@@ -12,6 +13,7 @@ Every rounding error of the walk below node k, down to the next activations, is 
 
     affine       charge_k = |W| (gamma reach_j + charge_j + fan_j) + float64 residual
     activation   charge_k = max(|s|, |S|) (charge_j + fan_j) + slope roundings
+    bilinear     the same for both factors, added up over the terms
 
 where reach_j >= |d_j|, fan_j = gamma(users) reach_j pays for merging the paths of several users, and charge_j counts as 0 at inputs and
 activations, which are paid for when the walk reaches them.
@@ -28,10 +30,11 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
-from bounds.errors import NumericsError, ShapeError, TimeLimitError, UnsupportedOpError
+from bounds.errors import DomainError, NumericsError, ShapeError, TimeLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input, MovesData, Slopes
+from bounds.ops.bilinear import Bilinear, Pair
 from bounds.region import Region
 
 Semantics = Literal["real", "float32-any-order"]
@@ -55,6 +58,20 @@ class Planes:
     parallel: bool
 
 
+@dataclass(frozen=True, eq=False)
+class ProductPlanes:
+    """A bilinear op's planes around its centre, see `bounds.ops.bilinear.TwoPlanes`: sum of lower d <= y - centre <= sum of upper d + gap.
+
+    Slopes (B, *terms); gap, segments and parallel as in `Planes`.
+    """
+
+    lower: Pair
+    upper: Pair
+    gap: Tensor
+    segments: tuple[tuple[int, int], ...]
+    parallel: bool
+
+
 class Trace:
     """Intervals, centres and charges of the nodes visited so far. Node k must be visited after its inputs.
 
@@ -73,6 +90,7 @@ class Trace:
         self.reach: dict[int, Tensor] = {}
         self.charge: dict[int, Tensor] = {}
         self.planes: dict[int, Planes] = {}
+        self.products: dict[int, ProductPlanes] = {}
         self.underflow = region.origin.new_zeros(region.batch)
 
     def check_time(self) -> None:
@@ -88,7 +106,7 @@ class Trace:
     @property
     def parallel(self) -> bool:
         """Whether all planes so far are parallel: then a row and its negative share their coefficients all the way."""
-        return all(planes.parallel for planes in self.planes.values())
+        return all(p.parallel for p in self.planes.values()) and all(p.parallel for p in self.products.values())
 
     @property
     def batch(self) -> int:
@@ -107,7 +125,10 @@ class Trace:
         node = self.network.nodes[index]
         if isinstance(node.op, Input):
             return self.region.box().to(self.dtype)
-        interval = node.op.interval(*(self.interval(s) for s in node.inputs))
+        try:
+            interval = node.op.interval(*(self.interval(s) for s in node.inputs))
+        except DomainError as undefined:
+            raise DomainError(f"node {node.name!r}: {undefined}") from undefined
         if self.semantics == "float32-any-order":
             error = self._execution_error(index)
             interval = Interval(rounding.below(interval.lower, error), rounding.above(interval.upper, error))
@@ -130,6 +151,8 @@ class Trace:
             self._visit_affine(index, node.op)
         elif isinstance(node.op, Activation):
             self._visit_activation(index, node.op, slopes)
+        elif isinstance(node.op, Bilinear):
+            self._visit_bilinear(index, node.op, slopes)
         else:
             raise UnsupportedOpError(f"node {node.name!r}: no engine knows how to bound the family of {type(node.op).__name__}")
 
@@ -227,6 +250,30 @@ class Trace:
         self.center[index] = center
         self._measure(index, charge)
 
+    def _visit_bilinear(self, index: int, op: Bilinear, slopes: Slopes) -> None:
+        first, second = self.network.nodes[index].inputs
+        planes = op.relax(self.interval(first), self.interval(second), slopes)
+        a, b = op.lift(self.center[first], self.center[second])
+        (p, q), (P, Q) = ([slope.to(_EXACT) for slope in pair] for pair in (planes.lower, planes.upper))
+        low, high = op.collect(p * a + q * b), op.collect(P * a + Q * b)
+        center = low + planes.below
+        size = op.collect((p.abs() + P.abs()) * a.abs() + (q.abs() + Q.abs()) * b.abs()) + planes.below.abs() + planes.above.abs()
+        slack = rounding.gamma(2 * op.sums(*self.network.input_shapes(index)) + 4, _EXACT) * size
+        gap = rounding.round_up(rounding.above(high + planes.above - center, slack).clamp_min(0), self.dtype)
+        charge = self._bilinear_charge(index, op, planes.lower, planes.upper) + slack.to(self.dtype) * rounding.SAFETY
+        self.products[index] = ProductPlanes(planes.lower, planes.upper, gap, rounding.segments(gap), planes.parallel)
+        self.center[index] = center
+        self._measure(index, charge)
+
+    def _bilinear_charge(self, index: int, op: Bilinear, lower: Pair, upper: Pair) -> Tensor:
+        """What a walk through bilinear node `index` with these slopes costs for each coefficient."""
+        first, second = self.network.nodes[index].inputs
+        relative = rounding.gamma(op.uses(*self.network.input_shapes(index)) + 4, self.dtype)
+        a, b = op.lift(*(self._arriving(s) + relative * self.reach[s].detach() for s in (first, second)))
+        p, q = (torch.maximum(low.abs(), high.abs()).detach() for low, high in zip(lower, upper, strict=True))
+        charge = op.collect(p * a + q * b) * rounding.SAFETY
+        return charge + self._execution_error(index) if self.semantics == "float32-any-order" else charge
+
     def activation_charge(self, index: int, lower_slope: Tensor, upper_slope: Tensor, columns: Tensor | None = None) -> Tensor:
         """What a walk through activation `index` with these slopes costs for each coefficient.
 
@@ -258,6 +305,10 @@ class Trace:
             return (rounding.gamma(terms + 1, single) * v + rounding.underflow(terms + 1, single)) * rounding.SAFETY
         if isinstance(node.op, Activation):
             return node.op.float_error(self.interval(node.inputs[0]))
+        if isinstance(node.op, Bilinear):
+            terms = node.op.sums(*self.network.input_shapes(index))
+            v = node.op.magnitude(*(self.interval(s).magnitude for s in node.inputs))
+            return (rounding.gamma(terms + 1, single) * v + rounding.underflow(terms + 1, single)) * rounding.SAFETY
         return torch.zeros((self.batch, *node.shape), dtype=self.dtype, device=self.region.origin.device)
 
 

@@ -198,7 +198,7 @@ class Activation(Op):
     """A non-linear op with one input, relaxed by planes above and below.
 
     free: it is element-wise and any slopes may be chosen (`fit`). The slope of the plane above (below) needs no choice where `convex`
-    (`concave`): the chord's is best. piecewise: `touching` does not depend on the slope.
+    (`concave`): the chord's is best. piecewise: `touching` does not depend on the slope. partial: it is not defined everywhere.
     """
 
     exact_in_milp: bool = False
@@ -206,6 +206,7 @@ class Activation(Op):
     piecewise: bool = False
     convex: bool = False
     concave: bool = False
+    partial: bool = False
 
     @abstractmethod
     def unstable(self, x: Interval) -> Tensor:

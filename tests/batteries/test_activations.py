@@ -23,6 +23,7 @@ from bounds.linear import Relaxation
 from bounds.ops.base import Activation, Slopes
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, PRelu, Relu
 from bounds.ops.smooth import Sigmoid, Smooth, Tanh
+from tests.batteries.test_curves import COVERED as CURVES
 
 DTYPES = [torch.float32, torch.float64]
 CHOICES: list[Slopes] = ["adaptive", "parallel"]
@@ -86,7 +87,7 @@ def concrete_activations() -> set[type]:
 
 
 def test_every_activation_is_in_this_battery() -> None:
-    covered = {type(case.op) for case in PIECEWISE} | {type(op) for op in SMOOTH} | {MaxReduce}
+    covered = {type(case.op) for case in PIECEWISE} | {type(op) for op in SMOOTH} | {MaxReduce} | CURVES
     assert covered == concrete_activations()
 
 
