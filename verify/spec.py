@@ -181,14 +181,14 @@ def _ball(x: Tensor | np.ndarray, eps: Tensor | np.ndarray | float, norm: float,
     center = torch.as_tensor(x).detach().to(torch.float64).unsqueeze(0)
     if not torch.isfinite(center).all():
         raise SpecError("the input x holds NaN or infinity; it must be finite")
-    radius = torch.as_tensor(eps).detach().to(torch.float64)
+    radius = torch.as_tensor(eps, dtype=torch.float64).detach()
     if bool(torch.isnan(radius).any()) or bool((radius < 0).any()) or bool(torch.isinf(radius).any()):
         raise SpecError(f"eps must be finite and not negative, got {radius.min().item() if radius.numel() else eps}")
     if radius.dim() and radius.shape != center.shape[1:]:
         raise SpecError(f"eps has shape {tuple(radius.shape)}; use one number or the input's shape {tuple(center.shape[1:])}")
     sides = None
     if domain is not None:
-        low, high = (torch.as_tensor(side).detach().to(torch.float64) for side in domain)
+        low, high = (torch.as_tensor(side, dtype=torch.float64).detach() for side in domain)
         outside = ((center < low) | (center > high)).flatten().nonzero()
         if len(outside):
             index = int(outside[0])

@@ -29,6 +29,14 @@ def test_robustness_has_one_set_per_other_class() -> None:
     assert not spec.violated_by(np.array([math.nan, 0.0, 5.0], np.float32))
 
 
+def test_numbers_keep_their_full_precision() -> None:
+    spec = robustness(np.array([0.5, 0.25]), 0, 0.3, norm=2.0, outputs=2, domain=(0.1, 0.7))
+    assert isinstance(spec.region, LpBall)
+    assert torch.as_tensor(spec.region.eps).unique().tolist() == [0.3]  # as float32 it would be 0.30000001
+    assert spec.region.domain is not None
+    assert [torch.as_tensor(side).unique().tolist() for side in spec.region.domain] == [[0.1], [0.7]]
+
+
 def test_the_domain_and_the_radius_are_exact() -> None:
     spec = robustness(np.array([0.5, 0.05]), 0, 0.1, norm=math.inf, outputs=2)
     top = 0.5 + 0.1
