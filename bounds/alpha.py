@@ -39,11 +39,12 @@ Measure = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Ascent:
-    """Projected gradient ascent by Adam. steps: gradients taken; lr, beta_lr: first step sizes of alphas and multipliers; decay: per step."""
+    """Projected gradient ascent by Adam. steps: gradients taken; lr, beta_lr: first step sizes of alphas and of multipliers, these relative to
+    the coefficients they are added to; decay: per step."""
 
     steps: int = 20
     lr: float = 0.1
-    beta_lr: float = 0.05
+    beta_lr: float = 0.1
     decay: float = 0.98
 
 
@@ -116,6 +117,8 @@ class RowProblem:
         batch, rows = self.start.fee.shape
         best_alphas = {k: tuple(a.detach().expand(batch, rows, *a.shape[2:]).clone() for a in v) for k, v in alphas.items()}
         best_betas = {k: b.detach().expand(batch, rows, -1).clone() for k, b in betas.items()}
+        units = self._units(best_alphas, best_betas)
+        best_betas = {k: b / units[k] for k, b in best_betas.items()}
         best = [*(a for v in best_alphas.values() for a in v), *best_betas.values()]
         variables = [b.clone().requires_grad_() for b in best]
         supply = iter(variables)
@@ -127,7 +130,7 @@ class RowProblem:
         record = torch.full_like(self.start.fee, -torch.inf)
         for step in range(ascent.steps + 1):
             with torch.enable_grad():
-                value = self.estimate(alphas, betas, measure)
+                value = self.estimate(alphas, {k: b * units[k] for k, b in betas.items()}, measure)
             better = value.detach() > record
             record = torch.where(better, value.detach(), record)
             for kept, variable in zip(best, variables, strict=True):
@@ -147,7 +150,18 @@ class RowProblem:
                     variable.clamp_(min=0)
             for group in adam.param_groups:
                 group["lr"] *= ascent.decay
-        return best_alphas, best_betas, record
+        return best_alphas, {k: b * units[k] for k, b in best_betas.items()}, record
+
+    def _units(self, alphas: Alphas, betas: Betas) -> Betas:
+        """What multipliers of each node are measured in: the largest coefficient that the row's walk brings there, (B, R, 1)."""
+        if not betas:
+            return {}
+        seen = self.coefficients(alphas, betas)
+        units = {}
+        for source in betas:
+            found = [seen[user].abs().amax(-1, keepdim=True) for user in self.trace.network.successors[source] if user in seen]
+            units[source] = torch.stack([*found, torch.full_like(betas[source][..., :1], 1e-6)]).amax(0)
+        return units
 
     def coefficients(self, alphas: Alphas, betas: Betas) -> dict[int, Tensor]:
         """The coefficients (B, R, k) of every activation's output at its unstable columns, for these choices."""

@@ -31,7 +31,7 @@ from bounds.ops.base import Activation
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
-_ROOM = 0.1
+_ROOM = 1e-3
 """What a neuron counts that touches its lower plane where it would be split: the split's multiplier may still gain, in proportion to its room."""
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.sparse as sparse
@@ -35,14 +36,20 @@ from bounds.errors import NumericsError, ShapeError
 from bounds.interval import Interval
 from bounds.linear import Halfspaces
 from bounds.network import Network
+from bounds.ops.base import product
 from bounds.region import Region
-from milp.builder import Expression
+from milp.builder import Expression, entries, widen
 from milp.inputs import Inputs
 from milp.program import Array, Program
 from milp.walk import Walk
 
+if TYPE_CHECKING:
+    from milp.leaf import Assumption
+
 Intervals = Mapping[int, Interval] | Sequence[Interval]
 DEFAULT_MEMORY_MB = 2048.0
+_PRICE = 1e3
+"""Price of a unit by which an assumption is missed, relative to the largest coefficient of the objective."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +120,38 @@ def encode_node(
     """The program of the network up to node `index`, with no objective; `rows` masks the values of that node that are wanted."""
     walk = _walk(network, region, intervals, relaxed, memory_mb, {index: np.asarray(rows, dtype=bool)})
     return _finish(walk, np.zeros(walk.builder.columns), 0.0, relaxed)
+
+
+def encode_part(network: Network, region: Region, unsafe: Halfspaces, intervals: Intervals, assumed: Mapping[int, Assumption]) -> Encoding:
+    """As `encode`, relaxed, on the part of the region where elements of nodes keep to their sides of points.
+
+    A point may leave its side at a price that is far above what the margin gains: the program is feasible even where the part is empty, and its
+    optimum is a lower bound on the part whatever the price.
+    """
+    normals, offsets = unsafe.C.double().cpu().numpy(), unsafe.d.double().cpu().numpy()
+    targets = {len(network.nodes) - 1: (normals != 0).any(axis=0)}
+    for index, assumption in assumed.items():
+        targets[index] = np.zeros(product(network.nodes[index].shape), dtype=bool)
+        targets[index][assumption.elements] = True
+    walk = _walk(network, region, intervals, True, DEFAULT_MEMORY_MB, targets)
+    violations = [_keep_side(walk, walk.values[index].take(assumption.elements), assumption) for index, assumption in assumed.items()]
+    margins = walk.multiply([sparse.csr_matrix(normals)], [walk.values[len(network.nodes) - 1]], -offsets)
+    objective, constant = _objective(walk, margins)
+    price = _PRICE * max(1.0, float(np.abs(objective).max(initial=0.0)))
+    objective[np.concatenate([np.zeros(0, dtype=int), *violations])] = price
+    return _finish(walk, objective, constant, True)
+
+
+def _keep_side(walk: Walk, values: Expression, assumption: Assumption) -> Array:
+    """Rows side (z - point) + violation >= 0; returns the columns of the violations."""
+    lower, upper = walk.builder.interval(values)
+    most = np.maximum(np.where(assumption.side > 0, assumption.point - lower, upper - assumption.point), 0.0)
+    columns = walk.builder.variables(np.zeros(values.size), most * (1 + 1e-9) + 1e-9)
+    unit = entries(values.size, walk.builder.columns, (np.arange(values.size), columns, 1.0))
+    reach = np.nextafter(assumption.side * (assumption.point - values.constant) - values.error, -np.inf)
+    sided = sparse.csr_matrix(sparse.diags(assumption.side) @ values.matrix)
+    walk.builder.rows(widen(sided, walk.builder.columns) + unit, reach, np.inf)
+    return columns
 
 
 def _walk(network: Network, region: Region, intervals: Intervals, relaxed: bool, memory_mb: float, targets: dict[int, Array]) -> Walk:

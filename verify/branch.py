@@ -24,18 +24,23 @@ from torch import Tensor
 from bounds.alpha import Alphas, Ascent, Betas, RowProblem
 from bounds.backward import Start, View, objective_start
 from bounds.engine import elements, place
-from bounds.errors import MemoryLimitError, TimeLimitError
+from bounds.errors import MemoryLimitError, SolverError, TimeLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.ops.base import product
 from bounds.rowwise import Split
 from bounds.trace import Trace
-from verify.attack import starts_from_bounds
+from verify.attack import Pgd, falsify, starts_from_bounds
 from verify.spec import Margins
 from verify.stages import Query
 from verify.verdict import Falsified, Verdict, confirm
 
 _COPIES = 14
 """Tensors of the size of a row that a gradient step holds."""
+_STARTS = 32
+"""Lowest points that an attack starts from, in batches 1, 2, 4, 8, ..."""
+_DESCENT = Pgd(steps=30, restarts=1)
+_LEAF_STEPS = 100
+"""Gradient steps for a part that cannot be split."""
 _BEYOND = 1e-5
 """By how much an estimate must exceed what is to be proven before the ascent rests."""
 
@@ -47,14 +52,13 @@ class SplitNeurons:
     rows: bounded at once, as far as memory allows. steps, root_steps: of the ascent, for halves and for the whole. tries: neurons looked
     ahead for each sub-problem. share: of the time that is left.
 
-    Property: sound and rigorous; complete up to the limits for piecewise-linear networks where leaves are decided by the stage after it.
-    Deterministic.
+    Property: sound and rigorous; complete for piecewise-linear networks and boxes, up to the limits and to margins of zero. Deterministic.
     """
 
     rows: int = 512
     steps: int = 8
     root_steps: int = 40
-    tries: int = 4
+    tries: int = 1
     share: float = 1.0
     name: str = "branch"
     kind: str = "bounds"
@@ -124,8 +128,9 @@ class _Search:
         self.traces: dict[torch.dtype, Trace] = {}
         self.order = itertools.count()
         self.heap: list[tuple[float, int, _Part]] = []
+        self.stuck: list[_Part] = []
         self.proven = math.inf
-        self.bounded = 0
+        self.bounded = self.rounds = 0
         root = RowProblem(*self._start(torch.float32, self.C[:1]))
         self.activations = sorted(root.free)
         self.columns = {index: root.free[index].columns for index in self.activations}
@@ -148,10 +153,15 @@ class _Search:
                 return self._undecided("branch: time limit")
             taken = self._take()
             if not taken:
-                return self._undecided("branch: every activation is fixed in the parts that are left")
+                left_over = self._finish()
+                if left_over is None:
+                    continue
+                return left_over
             found = self._settle(*self._improve(self._split(taken), self.stage.steps))
             if found is not None:
                 return found
+        if self.stuck:
+            return self._undecided("branch: parts on which every activation is fixed stay open, their margins may be zero,")
         return replace(self.query, closed=torch.ones_like(self.query.closed), floor=self.proven).verified(
             self.stage.name, f"{self.bounded} sub-problems"
         )
@@ -188,7 +198,7 @@ class _Search:
         best: dict[int, tuple[float, int]] = {}
         for number, (k, _) in enumerate(trials):
             low, high = sorted(min(v, 0.0) for v in values[2 * number : 2 * number + 2])
-            score = low + 0.1 * high
+            score = _score(low, high, parts[k].bound)
             if k not in best or score > best[k][0]:
                 best[k] = (score, number)
         for _, number in best.values():
@@ -253,12 +263,64 @@ class _Search:
         margin = self.goal.of(network(points.to(torch.float32)).flatten(1)).amin(-1)
         best = margin.argsort()[:4].tolist()
         candidates = [points[i].numpy() for i in best if float(margin[i]) <= 0]
-        return confirm(self.query.network, self.query.specification, candidates, self.stage.name, rounded=True) if candidates else None
+        if candidates:
+            return confirm(self.query.network, self.query.specification, candidates, self.stage.name, rounded=True)
+        self.rounds += 1
+        if self.rounds & (self.rounds - 1):
+            return None
+        starts = points[margin.argsort()[:_STARTS]].unsqueeze(0)
+        found, _ = falsify(self.query.network, self.query.specification, _DESCENT, starts=starts, deadline=self.deadline, rounded=True)
+        return found
+
+    def _finish(self) -> Falsified | Query | None:
+        """Decide the worst part, whose activations are all fixed: by a longer ascent, then by its linear program. None if that closes it."""
+        from milp.leaf import Assumption, decide_leaf
+        from milp.program import Limits
+
+        _, _, part = heapq.heappop(self.heap)
+        (part,), points = self._improve([part], _LEAF_STEPS)
+        if part.bound > 0:
+            return self._settle([part], points)
+        query = self.query
+        intervals, assumed = dict(query.intervals), {}
+        for activation in self.activations:
+            chosen = part.splits[part.splits[:, 0] == activation]
+            if len(chosen):
+                (source,) = query.network.nodes[activation].inputs
+                intervals[source] = self._narrowed(intervals[source], activation, chosen)
+                assumed[source] = Assumption(self.columns[activation].cpu()[chosen[:, 1].long()].numpy(), *chosen[:, 2:].numpy().T)
+        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        region, unsafe = query.specification.region, query.specification.unsafe[part.unsafe]
+        try:
+            leaf = decide_leaf(query.network, region, unsafe, intervals, assumed, Limits(left, query.options.memory_mb))
+        except (UnsupportedOpError, SolverError) as error:
+            self.stuck.append(part)
+            return self._undecided(f"branch: {error}")
+        if leaf.point is not None:
+            witness = confirm(query.network, query.specification, [leaf.point], self.stage.name, rounded=True)
+            if witness is not None:
+                return witness
+        if leaf.bound is None or leaf.bound <= 0 or query.options.semantics != "real":
+            self.stuck.append(part)
+        else:
+            self.proven = min(self.proven, leaf.bound)
+        return None
+
+    def _narrowed(self, interval: Interval, activation: int, splits: Tensor) -> Interval:
+        """A node's interval where a part's splits hold."""
+        lower, upper = interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone()
+        columns = self.columns[activation].cpu()[splits[:, 1].long()]
+        for column, side, point in zip(columns.tolist(), splits[:, 2].tolist(), splits[:, 3].tolist(), strict=True):
+            if side > 0:
+                lower[0, column] = max(float(lower[0, column]), point)
+            else:
+                upper[0, column] = min(float(upper[0, column]), point)
+        return Interval(lower.view_as(interval.lower), upper.view_as(interval.upper))
 
     def _undecided(self, reason: str) -> Query:
-        least = min([self.proven, *(entry[0] for entry in self.heap)])
+        least = min([self.proven, *(entry[0] for entry in self.heap), *(part.bound for part in self.stuck)])
         better = replace(self.query, floor=max(self.query.floor, least)) if least > -math.inf else self.query
-        return better.noting(f"{reason} after {self.bounded} sub-problems, {len(self.heap)} open")
+        return better.noting(f"{reason} after {self.bounded} sub-problems, {len(self.heap) + len(self.stuck)} open")
 
     # ---------------------------------------------------------------------------------------------------------------- rows and parts
 
@@ -384,6 +446,11 @@ class _Search:
             )
             for n, part in enumerate(parts)
         ]
+
+
+def _score(low: float, high: float, before: float) -> float:
+    """How good a split is whose halves are estimated at `low` and `high`, from `before`."""
+    return low + high
 
 
 def _per_part(batch: _Batch, bound: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from bounds.ops.affine import Linear
 from bounds.ops.base import Input
 from bounds.ops.piecewise import Relu
 from bounds.region import Box, LpBall
-from verify import branch
+from verify import bisection
 from verify.bisection import SplitInput
 from verify.spec import Specification
 from verify.stages import Options, Query
@@ -102,7 +102,7 @@ def test_two_runs_are_the_same() -> None:
 
 def test_halves_cover_the_box_and_share_the_cut() -> None:
     lower, upper = torch.tensor([0.1, -0.3], dtype=torch.float64), torch.tensor([0.4, 0.7], dtype=torch.float64)
-    low, high = branch._halves([(0.0, 0, lower, upper, 1)])
+    low, high = bisection._halves([(0.0, 0, lower, upper, 1)])
     assert low[0].equal(lower)
     assert high[1].equal(upper)
     assert high[0, 1] == low[1, 1]
@@ -112,7 +112,7 @@ def test_halves_cover_the_box_and_share_the_cut() -> None:
 
 
 def test_a_dropped_half_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole: Callable[..., tuple[Tensor, Tensor]] = branch._halves
+    whole: Callable[..., tuple[Tensor, Tensor]] = bisection._halves
 
     def first_halves_only(taken: list) -> tuple[Tensor, Tensor]:
         low, high = whole(taken)
@@ -120,17 +120,17 @@ def test_a_dropped_half_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> Non
 
     query = _query([-1.0, -0.7], [0.9, 1.1], -0.2499)
     assert isinstance(SplitInput()(query), Falsified)
-    monkeypatch.setattr(branch, "_halves", first_halves_only)
-    monkeypatch.setattr(branch._Search, "attack", lambda *_: None)
+    monkeypatch.setattr(bisection, "_halves", first_halves_only)
+    monkeypatch.setattr(bisection._Search, "attack", lambda *_: None)
     assert isinstance(SplitInput()(query), Verified)  # wrong, and the comparison above would have said so
 
 
 def test_what_overflows_in_float32_is_bounded_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails_in_float32(self: branch.Crown, *arguments: object, **options: object) -> object:
+    def fails_in_float32(self: bisection.Crown, *arguments: object, **options: object) -> object:
         if self.dtype == torch.float32:
             raise NumericsError("too large for float32")
         return whole(self, *arguments, **options)  # type: ignore[arg-type]
 
-    whole = branch.Crown.__call__
-    monkeypatch.setattr(branch.Crown, "__call__", fails_in_float32)
+    whole = bisection.Crown.__call__
+    monkeypatch.setattr(bisection.Crown, "__call__", fails_in_float32)
     assert isinstance(SplitInput()(_query([-1.0, -0.7], [0.9, 1.1], -0.2501)), Verified)

@@ -1,0 +1,182 @@
+"""Branch and bound over activations: known answers, the exact minimum as judge, limits, and planted bugs."""
+
+from __future__ import annotations
+
+import itertools
+import time
+
+import pytest
+import torch
+
+from bounds.alpha import RowProblem
+from bounds.crown import Crown
+from bounds.ibp import Ibp
+from bounds.linear import Halfspaces
+from bounds.network import Network
+from bounds.ops.affine import Linear
+from bounds.ops.piecewise import Relu
+from bounds.ops.smooth import Tanh
+from bounds.region import Box, LpBall, Region
+from tests.bounds.networks import chain
+from verify.branch import SplitNeurons
+from verify.run import verify
+from verify.spec import Specification
+from verify.stages import Bound, Options, Query
+from verify.verdict import Falsified, Unknown, Verified
+
+IBP = Bound("ibp", lambda dtype, options: Ibp(dtype))
+CROWN = Bound("crown", lambda dtype, options: Crown(dtype))
+
+
+def tent() -> Network:
+    """|x| + |y| - 0.25: its minimum is where no relaxation of the whole box sees it."""
+    first = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    return chain((2,), Linear(first, torch.zeros(4)), Relu(), Linear(torch.ones(1, 4), torch.tensor([-0.25])))
+
+
+def random_network(seed: int, activation: type = Relu) -> Network:
+    rng = torch.Generator().manual_seed(seed)
+    layers: list[object] = []
+    widths = (3, 8, 8, 3)
+    for k, (inputs, outputs) in enumerate(itertools.pairwise(widths)):
+        layers.append(Linear(torch.randn(outputs, inputs, generator=rng), torch.randn(outputs, generator=rng) / 2))
+        layers += [activation()] if k < len(widths) - 2 else []
+    return chain((3,), *layers)
+
+
+def asked(network: Network, region: Region, rows: list[list[float]], d: list[float], *, together: bool = False) -> Specification:
+    """Unsafe where C y <= d: each row a set of its own, or all `together` one set."""
+    C, limits = torch.tensor(rows, dtype=torch.float64), torch.tensor(d, dtype=torch.float64)
+    sets = [Halfspaces(C, limits)] if together else [Halfspaces(C[k : k + 1], limits[k : k + 1]) for k in range(len(rows))]
+    return Specification(region, tuple(sets))
+
+
+def minimum(network: Network, region: Region, row: list[float]) -> float:
+    """The least value met by a dense sample and local descent: an upper bound of the minimum that is exact enough here."""
+    net = network.to(torch.float64)
+    x = region.to(torch.float64).sample(4000, torch.Generator().manual_seed(0))[0].requires_grad_()
+    weights = torch.tensor(row, dtype=torch.float64)
+    best = float("inf")
+    for step in range(300):
+        value = net(x) @ weights
+        best = min(best, float(value.detach().min()))
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        with torch.no_grad():
+            moved = x - 0.05 * 0.98**step * gradient.sign()
+            x = region.to(torch.float64).project(moved.unsqueeze(0))[0].requires_grad_()
+    return best
+
+
+UNIT = Box(-torch.ones(1, 3), torch.ones(1, 3))
+STAGES = (IBP, CROWN, SplitNeurons(rows=32, steps=5, root_steps=10))
+
+
+@pytest.mark.parametrize(("threshold", "kind"), [(-0.251, Verified), (-1.0, Verified), (-0.249, Falsified), (0.0, Falsified)])
+def test_the_answer_changes_at_the_minimum(threshold: float, kind: type) -> None:
+    box = Box(torch.tensor([[-1.0, -0.7]]), torch.tensor([[0.9, 1.1]]))
+    verdict = verify(tent(), asked(tent(), box, [[1.0]], [threshold]), stages=STAGES).verdict
+    assert type(verdict) is kind
+    if isinstance(verdict, Verified):
+        assert verdict.bound is not None
+        assert 0 < verdict.bound <= -0.25 - threshold + 1e-9
+
+
+@pytest.mark.parametrize(
+    ("seed", "region"),
+    [(0, UNIT), (1, UNIT), (2, UNIT), (3, LpBall(torch.zeros(1, 3), 1.2, 2.0)), (0, LpBall(torch.zeros(1, 3), 1.2, 2.0))],
+)
+def test_random_networks_are_decided_on_both_sides_of_the_minimum(seed: int, region: Region) -> None:
+    network = random_network(seed)
+    rows = [[1.0, -1.0, 0.0], [0.0, 1.0, -1.0]]
+    least = [minimum(network, region, row) for row in rows]
+    relaxed = Crown()(network, region, torch.tensor(rows)).objective.lower[0].tolist()
+    between = [v - 0.4 * (v - low) for v, low in zip(least, relaxed, strict=True)]
+    safe = verify(network, asked(network, region, rows, between), timeout=60, stages=STAGES).verdict
+    assert isinstance(safe, Verified), safe
+    assert safe.decided_by == "branch"
+    assert safe.bound is not None
+    assert safe.bound <= max(v - d for v, d in zip(least, between, strict=True)) + 1e-9
+    unsafe = verify(network, asked(network, region, rows, [least[0] - 0.5, least[1] + 0.02]), timeout=60, stages=STAGES).verdict
+    assert isinstance(unsafe, Falsified), unsafe
+
+
+def test_smooth_activations_are_split_too() -> None:
+    network, row = random_network(3, Tanh), [1.0, -1.0, 0.0]
+    least = minimum(network, UNIT, row)
+    bounds = Crown()(network, UNIT, torch.tensor([row])).objective.lower
+    threshold = least - 0.5 * (least - float(bounds))
+    assert threshold < least - 0.05
+    verdict = verify(network, asked(network, UNIT, [row], [threshold]), timeout=60, stages=STAGES).verdict
+    assert isinstance(verdict, Verified), verdict
+    assert verdict.proof == "rigorous"
+
+
+def test_a_set_of_several_rows_is_excluded_by_any_of_them() -> None:
+    network = random_network(1)
+    rows = [[1.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]
+    # y0 <= -c and -y0 <= -c cannot both hold for c > 0; no single row is positive everywhere, so the region must be divided.
+    verdict = verify(network, asked(network, UNIT, rows, [-4.0, -4.0], together=True), timeout=60, stages=STAGES).verdict
+    assert isinstance(verdict, Verified), verdict
+
+
+def test_the_same_again() -> None:
+    network = random_network(2)
+    least = minimum(network, UNIT, [1.0, -1.0, 0.0])
+    question = asked(network, UNIT, [[1.0, -1.0, 0.0]], [least - 3.0])
+    first, second = (verify(network, question, stages=STAGES).verdict for _ in range(2))
+    assert isinstance(first, Verified)
+    assert first == second
+
+
+def test_limits() -> None:
+    network = random_network(0)
+    question = asked(network, UNIT, [[1.0, -1.0, 0.0]], [minimum(network, UNIT, [1.0, -1.0, 0.0]) - 1e-4])
+    begin = time.monotonic()
+    late = verify(network, question, timeout=0.0, stages=STAGES).verdict
+    assert isinstance(late, Unknown)
+    assert time.monotonic() - begin < 30
+    query = CROWN(IBP(Query.of(network, question, Options(deadline=time.monotonic() - 1))))
+    assert isinstance(query, Query)
+    after = SplitNeurons()(query)
+    assert isinstance(after, Query)
+    assert any("time limit" in note for note in after.notes)
+    untouched = Query.of(network, question, Options())
+    assert SplitNeurons()(untouched) is untouched
+
+
+def test_a_leaf_is_decided_by_its_linear_program() -> None:
+    """Without a step of the ascent multipliers stay zero, and a part's half-spaces count for nothing before its linear program."""
+    box = Box(torch.tensor([[-1.0, -0.7]]), torch.tensor([[0.9, 1.1]]))
+    stages = (IBP, CROWN, SplitNeurons(rows=8, steps=0, root_steps=0))
+    verdict = verify(tent(), asked(tent(), box, [[1.0]], [-0.2501]), stages=stages).verdict
+    assert isinstance(verdict, Verified), verdict
+    assert verdict.proof == "rigorous"
+    assert isinstance(verify(tent(), asked(tent(), box, [[1.0]], [-0.2499]), stages=stages).verdict, Falsified)
+
+
+@pytest.mark.parametrize("mutant", ["inflated", "dropped half"])
+def test_planted_bugs_are_noticed(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, row = random_network(0), [1.0, -1.0, 0.0]
+    least = minimum(network, UNIT, row)
+    if mutant == "inflated":
+        prove = RowProblem.prove
+
+        def wrong(self: RowProblem, *arguments: object) -> object:
+            found = prove(self, *arguments)  # type: ignore[arg-type]
+            return type(found)(found.A, found.b, found.bound + 1.0)
+
+        monkeypatch.setattr(RowProblem, "prove", wrong)
+    else:
+        from verify.branch import _Part, _Search
+
+        split = _Search._split
+
+        def half_of_it(self: _Search, parts: list[_Part]) -> list[_Part]:
+            return split(self, parts)[::2]
+
+        monkeypatch.setattr(_Search, "_split", half_of_it)
+    monkeypatch.setattr("verify.branch.confirm", lambda *_, **__: None)  # no attack may save it
+    monkeypatch.setattr("verify.branch.falsify", lambda *_, **__: (None, None))
+    stages = (IBP, CROWN, SplitNeurons(rows=32, steps=5, root_steps=10))
+    verdicts = [verify(network, asked(network, UNIT, [row], [least + gap]), timeout=60, stages=stages).verdict for gap in (0.1, 0.3)]
+    assert any(isinstance(v, Verified) for v in verdicts)  # false: the unsafe set is reached
