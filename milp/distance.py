@@ -176,7 +176,7 @@ class _Search:
             home = self.incumbent.best
             return Distance(0.0, home.distance, "misclassified", home.point, home.target, 0.0, "rigorous", 0, 0, self.seconds())
         if self.start.adversary is not None:
-            self.incumbent.offer(np.asarray(self.start.adversary, dtype=np.float64).reshape(center.shape))
+            self.incumbent.push(np.asarray(self.start.adversary, dtype=np.float64).reshape(center.shape))
         if not math.isfinite(self.cutoff):
             raise SpecError("nothing bounds the search: give a domain, an adversary, or the largest radius of interest")
         try:

@@ -146,6 +146,7 @@ def nearest(encoding: Encoding, metric: Metric, window: Window, tangents: Sequen
         sparse.vstack([block for block, _, _ in blocks], format="csr"),
         np.concatenate([side for _, side, _ in blocks]),
         np.concatenate([side for _, _, side in blocks]),
+        priority=None if program.priority is None else np.concatenate([program.priority, np.zeros(extra, dtype=program.priority.dtype)]),
     )
 
 

@@ -77,6 +77,8 @@ class StopRule:
 class Program:
     """minimise objective @ x + constant. Shapes: n variables, m rows; `rows` is a csr matrix (m, n); infinite bounds are +-inf.
 
+    priority: (n,) whole numbers, a hint: among integer variables those with the highest are to be branched on first; None for no preference.
+
     Raises:
         ShapeError: arrays that do not fit together.
         NumericsError: NaN anywhere, an infinite coefficient, or an infinite bound on an integer variable.
@@ -90,12 +92,15 @@ class Program:
     row_lower: Array
     row_upper: Array
     constant: float = 0.0
+    priority: Array | None = None
 
     def __post_init__(self) -> None:
         n, m = self.objective.shape[0], self.rows.shape[0]
         found = (self.lower.shape, self.upper.shape, self.integer.shape, self.rows.shape, self.row_lower.shape, self.row_upper.shape)
         if found != ((n,), (n,), (n,), (m, n), (m,), (m,)):
             raise ShapeError(f"a program with {n} variables and {m} rows cannot have arrays of shapes {found}")
+        if self.priority is not None and self.priority.shape != (n,):
+            raise ShapeError(f"a program with {n} variables needs as many priorities, got {self.priority.shape}")
         if not (np.isfinite(self.objective).all() and np.isfinite(self.rows.data).all() and math.isfinite(self.constant)):
             raise NumericsError("a coefficient of the program is NaN or infinite; check the network's weights and the bounds")
         sides = (self.lower, self.upper, self.row_lower, self.row_upper)

@@ -45,6 +45,7 @@ class Walk:
             node = self.network.nodes[index]
             if isinstance(node.op, Input):
                 continue
+            self.builder.level = index
             encode = self._affine if isinstance(node.op, Affine) else self._activation
             self.values[index] = encode(index, node)
 

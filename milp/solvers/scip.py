@@ -13,7 +13,7 @@ from bounds.errors import SolverError
 from milp.program import Answer, Limits, Program, Solution, Status, StopRule, Tolerances, conclude, read_cutoff
 
 TOLERANCES = Tolerances(feasibility=1e-6, integrality=1e-6, dual=1e-7)
-PRECISE = Tolerances(feasibility=1e-9, integrality=1e-9, dual=1e-8)
+PRECISE = Tolerances(feasibility=1e-9, integrality=1e-9, dual=1e-7)
 _FAST = PY_SCIP_PARAMSETTING.FAST
 _STATUS = {
     "optimal": Status.OPTIMAL,
@@ -70,6 +70,9 @@ def _model(program: Program) -> tuple[pyscipopt.Model, list[pyscipopt.Variable]]
     variables = [model.addVar(lb=lo, ub=up, obj=c, vtype=_kind(lo, up, integer)) for lo, up, c, integer in columns]
     if program.constant:
         model.addObjoffset(program.constant)
+    if program.priority is not None:
+        for number in np.flatnonzero(program.integer).tolist():
+            model.chgVarBranchPriority(variables[number], int(program.priority[number]))
     start, index, value = program.rows.indptr.tolist(), program.rows.indices.tolist(), program.rows.data.tolist()
     sides = zip(program.row_lower.tolist(), program.row_upper.tolist(), strict=True)
     for row, (lower, upper) in enumerate(sides):
