@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from bounds.alpha import AlphaCrown
 from bounds.crown import Crown
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, place
 from bounds.errors import SpecError
@@ -15,6 +16,7 @@ from bounds.ibp import Ibp
 from bounds.network import Network
 from verify.attack import Pgd
 from verify.bisection import SplitInput
+from verify.branch import SplitNeurons
 from verify.spec import Property, Specification
 from verify.stages import Bound, Exact, Falsify, Options, Query, Stage, Tighten
 from verify.verdict import Falsified, Semantics, Unknown, Verdict, Verified
@@ -36,6 +38,10 @@ def _crown(dtype: torch.dtype, options: Options) -> BoundEngine:
     return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline)
 
 
+def _alpha(dtype: torch.dtype, options: Options) -> BoundEngine:
+    return AlphaCrown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, both=False)
+
+
 def default_stages(seed: int = 0) -> tuple[Stage, ...]:
     """Cheap stages first. Each kind comes back with more effort when the question turns out to be hard.
 
@@ -45,9 +51,11 @@ def default_stages(seed: int = 0) -> tuple[Stage, ...]:
         Falsify(Pgd(steps=20, restarts=2, seed=seed), seconds=1.0),
         Bound("ibp", _ibp),
         Bound("crown", _crown),
+        Bound("alpha", _alpha),
         Falsify(Pgd(steps=60, restarts=250, seed=seed + 1), seconds=2.0),
         SplitInput(),
-        Exact(seconds=3.0, most_unstable=3000),
+        Exact(seconds=3.0, most_unstable=200),
+        SplitNeurons(share=0.6),
         Falsify(Pgd(steps=100, restarts=4000, seed=seed + 2), seconds=3.0),
         Tighten(seconds=20.0),
         Exact(),

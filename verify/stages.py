@@ -3,6 +3,7 @@
 Falsify(attack)      searches counterexamples; every candidate is replayed on the original model
 Bound(engine)        closes the unsafe sets whose margins are proven positive, tightens pre-activations
 SplitInput()         bisects the region of a question about few inputs (see verify/bisection.py)
+SplitNeurons()       splits activations, batches of sub-problems at once (see verify/branch.py)
 Exact(solver)        decides the open sets by mixed-integer programming
 """
 
@@ -218,18 +219,27 @@ class Bound:
         """The query with the engine's bounds, and whether rounding may have decided an open set."""
         goal = query.goal
         engine = self.engine(dtype, query.options)
-        bounds = engine(query.network, query.specification.region, goal.C, query.intervals or None)
-        improved = informed(query, bounds)
-        found = bounds.objective.lower[0].cpu()
-        gap = goal.per_set(found - goal.d.to(found))
-        scale = goal.per_set(bounds.objective.width[0].cpu())
+        rows = _open_rows(query)
+        bounds = engine(query.network, query.specification.region, goal.C[rows], query.intervals or None)
+        improved = informed(query, bounds, rows)
+        found, width = torch.full_like(query.lower, math.inf), torch.zeros_like(query.lower)
+        found[rows], width[rows] = bounds.objective.lower[0].cpu(), bounds.objective.width[0].cpu()
+        gap, scale = goal.per_set(found - goal.d.to(found)), goal.per_set(width)
         near = bool(((gap <= 0) & (gap > -1e-3 * scale) & ~improved.closed).any())
         return improved, near
 
 
-def informed(query: Query, bounds: Bounds) -> Query:
-    """The query with everything that an engine's bounds add to it."""
-    lower = torch.maximum(query.lower, bounds.objective.lower[0].cpu())
+def _open_rows(query: Query) -> Tensor:
+    """Positions of the rows of the unsafe sets that are open."""
+    ranges = [range(*query.goal.ranges[k]) for k in (~query.closed).nonzero().flatten().tolist()]
+    return torch.tensor([row for rows in ranges for row in rows], dtype=torch.long)
+
+
+def informed(query: Query, bounds: Bounds, rows: Tensor | None = None) -> Query:
+    """The query with everything that an engine's bounds add to it. rows: those of C that were bounded, by default all."""
+    lower = query.lower.clone()
+    rows = torch.arange(len(lower)) if rows is None else rows
+    lower[rows] = torch.maximum(lower[rows], bounds.objective.lower[0].cpu())
     closed = query.closed | query.goal.impossible(lower)
     intervals = {i: b.to(torch.float64, torch.device("cpu")) for i, b in enumerate(bounds.intervals)}
     merged = {i: b if i not in query.intervals else b.intersect(query.intervals[i]) for i, b in intervals.items()}
