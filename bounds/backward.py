@@ -20,7 +20,7 @@ from bounds import rounding
 from bounds.errors import MemoryLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
-from bounds.local import LocalWalk, Rows, is_local
+from bounds.local import LocalWalk, Rows, coefficients, is_local
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input
 from bounds.ops.bilinear import Bilinear
@@ -238,7 +238,7 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int) -> Interva
 def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval) -> None:
     """Write both bounds of the wanted elements (B, n) into `best`; for parallel planes, where one walk gives both."""
     center, dtype = trace.center[index].flatten(1), trace.dtype
-    for images, elements, valid in _chunks(wanted, _rows_per_chunk(trace, index, memory)):
+    for images, elements, valid in _chunks(wanted, _rows_per_chunk(trace, index, memory, int(wanted.sum()))):
         trace.check_time()
         floor, ceiling = _walk_elements(_view(trace, images), Rows(index, elements, None))
         base, where = center[images].gather(1, elements), (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
@@ -249,7 +249,8 @@ def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Int
 def _bound_sides(trace: Trace, index: int, sides: tuple[Tensor, Tensor], memory: int, best: Interval) -> None:
     """Write lower bounds of the elements wanted in sides[0] (B, n) and upper bounds of those in sides[1] into `best`."""
     center, dtype, count = trace.center[index].flatten(1), trace.dtype, sides[0].shape[1]
-    for images, places, valid in _chunks(torch.cat(sides, dim=1), _rows_per_chunk(trace, index, memory)):
+    wanted = torch.cat(sides, dim=1)
+    for images, places, valid in _chunks(wanted, _rows_per_chunk(trace, index, memory, int(wanted.sum()))):
         trace.check_time()
         elements, falls = places % count, places >= count
         sign = torch.where(falls, -1.0, 1.0).to(dtype)
@@ -293,12 +294,17 @@ def _first_coefficients(view: View, rows: Rows) -> dict[int, Tensor]:
     return {rows.start: A.unflatten(2, node.shape)}
 
 
-def _rows_per_chunk(trace: Trace, index: int, memory: int) -> int:
+def _rows_per_chunk(trace: Trace, index: int, memory: int, wanted: int = 0) -> int:
+    """How many rows of node `index` are walked at once. wanted: how many there are, if it is known."""
     widest = max(math.prod(node.shape) for node in trace.network.nodes[: index + 1])
     if widest > memory:
         raise MemoryLimitError(f"one row of coefficients needs {widest} elements, the limit allows {memory}; raise the memory limit")
     most = min(memory, _CACHED) if trace.region.origin.device.type == "cpu" else memory
-    return max(1, most // (2 * widest))
+    rows = max(1, most // (2 * widest))
+    if wanted > rows and is_local(trace.network, index):
+        # Rows that stay patches are small; a step also holds windows of the planes that they meet.
+        rows = max(rows, most // (4 * coefficients(View(trace, torch.zeros(1, dtype=torch.long)), index)))
+    return rows
 
 
 def _chunks(wanted: Tensor, rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:

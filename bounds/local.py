@@ -6,6 +6,7 @@ maps. Numerics: the same charges pay as there, since every sum over a window is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -49,6 +50,7 @@ class LocalWalk:
         A[everyone, flat // (height * width), 0, 0] = 1.0 if rows.sign is None else rows.sign.flatten()
         image = everyone // rows.elements.shape[1]
         self.pending = {rows.start: Patch(A, image, flat // width % height, flat % width)}
+        self.largest = channels
         self.lower, self.upper = -fee.flatten(), -fee.flatten()
 
     def run(self) -> int:
@@ -88,6 +90,7 @@ class LocalWalk:
                 self.lower, self.upper = constants
                 return False
             arrived[source] = total
+            self.largest = max(self.largest, total.A[0].numel())
         del self.pending[index]
         self.pending.update(arrived)
         return True
@@ -126,6 +129,19 @@ class LocalWalk:
             maps = patch.dense(*as_map(shape))  # type: ignore[misc]
             whole[index] = maps.reshape(*self.rows.elements.shape, *shape)
         return whole
+
+
+def coefficients(view: View, start: int) -> int:
+    """How many coefficients a row of node `start` holds at the most, by a walk from the middle of the map; a whole map's, at the widest
+    node below, if rows do not stay patches down to the input."""
+    network = view.trace.network
+    _, height, width = as_map(network.nodes[start].shape)  # type: ignore[misc]
+    element = torch.tensor([[height // 2 * width + width // 2]], device=view.trace.region.origin.device)
+    sign = None if view.trace.parallel else torch.ones_like(element, dtype=view.trace.dtype)
+    walk = LocalWalk(view, Rows(start, element, sign), torch.zeros_like(element, dtype=_EXACT))
+    if walk.run() == 0 and set(walk.pending) == {0}:
+        return walk.largest
+    return max(math.prod(node.shape) for node in network.nodes[: start + 1])
 
 
 def is_local(network: Network, index: int) -> bool:

@@ -15,9 +15,10 @@ from torch import Tensor
 
 import bounds.backward
 import bounds.local
+from bounds.backward import View
 from bounds.crown import Crown, FastLin, LinearEngine
 from bounds.interval import Interval
-from bounds.local import LocalWalk
+from bounds.local import LocalWalk, coefficients
 from bounds.network import Network
 from bounds.ops.affine import AddBranches, BatchNormalization, Scale, Shift, SubBranches
 from bounds.ops.base import Op, Shape
@@ -27,6 +28,7 @@ from bounds.ops.shape import Reshape
 from bounds.ops.smooth import Sigmoid
 from bounds.patch import Patch, as_map
 from bounds.region import Box, LpBall
+from bounds.trace import Trace
 from tests.bounds.networks import Draw, build, chain, regions
 
 
@@ -300,6 +302,33 @@ def test_local_walks_equal_dense_walks(name: str, share: float, monkeypatch: pyt
     if share > 1:
         assert 0 in ends  # some rows arrived at the input as patches
         assert name != "unequal scales" or max(ends) > 0
+
+
+def test_rows_that_stay_patches_are_walked_in_larger_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two 3x3 convolutions on a large map: 3 x 3 x 2 coefficients after the first step, 5 x 5 x 3 after the second; the bounds are the same."""
+    network = chain((1, 3, 20, 20), Draw(1).conv(2, 3, (3, 3), 1, 1), Relu(), Draw(2).conv(4, 2, (3, 3), 1, 1), Relu())
+    region, sizes = Box(-torch.ones(2, 1, 3, 20, 20), torch.ones(2, 1, 3, 20, 20)), []
+    walk = bounds.backward._walk_elements
+    monkeypatch.setattr(bounds.backward, "_walk_elements", lambda view, rows: sizes.append(rows.elements.numel()) or walk(view, rows))
+    monkeypatch.setattr(bounds.backward, "_CACHED", 2**16)
+    large = FastLin()(network, region).objective
+    assert max(sizes) == 2**16 // (4 * 75)
+    monkeypatch.setattr(bounds.backward, "coefficients", lambda view, start: 3 * 20 * 20)
+    sizes.clear()
+    small = FastLin()(network, region).objective
+    assert max(sizes) == 2**16 // (2 * 4 * 20 * 20)
+    assert agree(large, small, 1e-6)
+
+
+@pytest.mark.parametrize(("name", "widest"), [("shortcuts", None), ("stacked", 3 * 5 * 5)])
+def test_rows_that_grow_to_whole_maps_count_as_such(name: str, widest: int | None) -> None:
+    network = NETWORKS[name]
+    trace = Trace(network.to(torch.float64), regions(network, "box").to(torch.float64))
+    for index in range(len(network.nodes)):
+        trace.visit(index, trace.propagate(index), "adaptive")
+    last = network.preactivations[-1]
+    expected = max(math.prod(node.shape) for node in network.nodes[: last + 1]) if widest is None else widest
+    assert coefficients(View(trace, torch.zeros(1, dtype=torch.long)), last) == expected
 
 
 def test_rows_of_one_image_do_not_see_another() -> None:
