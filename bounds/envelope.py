@@ -60,7 +60,7 @@ def certified_radius(planes: LinearBounds, ball: LpBall, lower: Tensor | None = 
     Raises:
         RegionError: eps differs between the features of a set. NumericsError: a plane is NaN or infinite.
     """
-    radius = _uniform_eps(ball)
+    radius = uniform_eps(ball)
     lower = planes.concretize(ball).lower if lower is None else lower.to(radius.device)
     crossed = ~(lower > 0)
     image = crossed.any(-1).nonzero().flatten()
@@ -78,8 +78,12 @@ def certified_radius(planes: LinearBounds, ball: LpBall, lower: Tensor | None = 
     return radius.scatter_reduce(0, image, found, "amin")
 
 
-def _uniform_eps(ball: LpBall) -> Tensor:
-    """The eps of every set, (B,)."""
+def uniform_eps(ball: LpBall) -> Tensor:
+    """The eps of every set, (B,).
+
+    Raises:
+        RegionError: eps differs between the features of a set.
+    """
     eps = first = torch.as_tensor(ball.eps)
     while first.dim() > 1:
         first = first.select(1, 0)

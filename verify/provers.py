@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bounds.crown import Crown, CrownIbp, FastLin
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine
-from bounds.envelope import certified_radius
+from bounds.envelope import certified_radius, uniform_eps
 from bounds.errors import SpecError
 from bounds.ibp import Ibp
 from bounds.ibp_planes import IbpPlanes
@@ -64,7 +64,8 @@ class Prover:
         """Margins y[label] - y[j] of each image's region, and the distances of their planes where `radii` asks for them.
 
         Raises:
-            TimeLimitError: the deadline passed. MemoryLimitError: a single row of bounds does not fit.
+            TimeLimitError: the deadline passed. MemoryLimitError: a single row of bounds does not fit. RegionError: radii asked for where
+            eps differs between the features of a set.
         """
         goal = class_margins(labels, network.outputs)
         work = _Work(network, region, goal, radii, self.clock)
@@ -110,6 +111,7 @@ class _Work:
         self.margins = torch.full((region.batch,), -torch.inf, dtype=torch.float64)
         self.widths = torch.zeros_like(self.margins)
         self.radii = torch.zeros_like(self.margins)
+        self.eps = uniform_eps(region) if wants_radii else self.radii
         self.waiting: list[_Open] = []
         self.seconds = self.radii_seconds = 0.0
 
@@ -143,7 +145,7 @@ class _Work:
         """Radii of proven images are known. Others are worked out at once where they are many; where they are few their planes wait."""
         left = (lower <= 0).any(-1)
         proven, open_ = images[~left], images[left]
-        self.radii[proven] = torch.as_tensor(self.region.eps).flatten(1)[proven, 0]
+        self.radii[proven] = self.eps[proven]
         if planes is None or len(open_) == 0:
             return
         if len(open_) > _FEW:
