@@ -264,7 +264,7 @@ def _limited(engine: BoundEngine, search: Search) -> BoundEngine:
 
 def _fit(name: str, value: Tensor | float, shape: tuple[int, ...]) -> Tensor:
     """The value in float64, broadcast to the shape."""
-    tensor = torch.as_tensor(value).to(_EXACT)
+    tensor = torch.as_tensor(value, dtype=_EXACT)
     try:
         return tensor.expand(shape)
     except RuntimeError as error:

@@ -104,7 +104,8 @@ class Problem:
         """Bound the rows on the regions of z (B, k)."""
         self.calls[self.images] += 1
         found = self.engine(self.network, self.region(z), self.objective)
-        return Look(found.objective.lower, None if found.linear is None else found.linear.lower_A.detach())
+        here, planes = self.centers.device, found.linear
+        return Look(found.objective.lower.to(here), None if planes is None else planes.lower_A.detach().to(here))
 
     def falls(self, z: Tensor, look: Look) -> Falls:
         """What the planes lose on the regions of z, and per knob."""

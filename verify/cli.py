@@ -258,6 +258,38 @@ def report(  # noqa: PLR0913 - one argument an option
 
 
 @app.command()
+def region(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="The data set: mnist or cifar10.", show_default=False)],
+    data_dir: Annotated[Path, typer.Option(help="Folder of the data set's official files.", show_default=False)],
+    index: Annotated[str, typer.Option(help="Test images: one such as 7, a range such as 0:10, or a list such as 3,7,9.")] = "0",
+    norm: Annotated[str, typer.Option(help="Boxes (inf), ellipsoids (2) or cross-polytopes (1).")] = "inf",
+    out: Annotated[Path | None, typer.Option(help="Write the regions to this .npz file: eps, center, index and more.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the bounding map beside the image; NAME-INDEX.EXT for several images.")] = None,
+    engine: Annotated[str, typer.Option(help="Bounds that certify: crown, fastlin, crown-ibp or ibp.")] = "crown",
+    method: Annotated[str, typer.Option(help="Search: convex, or lagrangian as in the thesis.")] = "convex",
+    free: Annotated[Path | None, typer.Option(help=".npy array of the input's shape, non-zero for features that may move.")] = None,
+    least: Annotated[float, typer.Option(help="Every eps is at least this.", min=0.0)] = 0.0,
+    most: Annotated[float | None, typer.Option(help="Every eps is at most this.", min=0.0)] = None,
+    learn: Annotated[bool, typer.Option("--learn", help="Start in the mean direction of the images so far.")] = False,
+    clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Whether perturbed pixels stay in [0, 1].")] = True,
+    threads: Annotated[int, typer.Option(help="Threads for bounds.", min=1)] = 1,
+    as_json: Json = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for each image; then the best so far.", min=0.0)] = None,
+    device: Device = "cpu",
+    memory_limit: MemoryLimit = None,
+    seed: HiddenSeed = 0,
+) -> int:
+    """Find the largest region around an image, one eps a pixel, in which its class is proven."""
+    from verify.questions import read_memory, read_norm
+    from verify.region_command import Command, Question, Settings
+
+    question = Question(dataset, data_dir, index, read_norm(norm), clip, free, least, most)
+    settings = Settings(engine, method, learn, timeout, device, read_memory(memory_limit), threads)
+    return Command(model, question, settings, _print, as_json, out, plot).run()
+
+
+@app.command()
 def inspect(
     model: Model,
     as_json: Json = False,
