@@ -1,6 +1,6 @@
 """Time, memory and tightness of the bound engines on five networks, against stored figures of auto_LiRPA 0.7.1.
 
-    python -m benchmarks.bounds_speed --shared ../shared [--batch 1 16] [--net resnet_2b] [--no-rigour]
+    python -m benchmarks.bounds_speed --shared ../shared [--batch 1 16] [--net resnet_2b] [--method CROWN alpha-last] [--no-rigour]
 
 Each (network, batch, method) runs in a process of its own with one thread, so that peak memory is its own. `--no-rigour` switches the error
 terms off (benchmark only; such bounds prove nothing).
@@ -36,6 +36,14 @@ REFERENCE = {
     ("cifar_wide_kw", "IBP"): {1: 0.0018, 16: 0.0034},
     ("resnet_2b", "IBP"): {1: 0.0025, 16: 0.0049},
     ("resnet_4b", "IBP"): {1: 0.0040, 16: 0.0097},
+    ("mnist-net_256x4", "alpha-last"): {1: 0.248, 16: 0.527},
+    ("cifar10_large", "alpha-last"): {1: 1.17, 16: 57.9},
+    ("cifar_wide_kw", "alpha-last"): {1: 0.306, 16: 2.93},
+    ("resnet_2b", "alpha-last"): {1: 1.05, 16: 18.8},
+    ("resnet_4b", "alpha-last"): {1: 5.92, 16: 180.0},
+    ("mnist-net_256x4", "alpha-full"): {1: 0.610, 16: 2.87},
+    ("cifar_wide_kw", "alpha-full"): {1: 0.993, 16: 63.8},
+    ("resnet_2b", "alpha-full"): {1: 23.6},
 }
 
 
@@ -53,6 +61,7 @@ def measure(shared: Path, net: str, batch: int, method: str, rigour: bool) -> di
     import torch
 
     torch.set_num_threads(1)
+    from bounds.alpha import AlphaCrown
     from bounds.crown import Crown
     from bounds.engine import BoundEngine
     from bounds.ibp import Ibp
@@ -65,7 +74,13 @@ def measure(shared: Path, net: str, batch: int, method: str, rigour: bool) -> di
     region = Box(lower.reshape(batch, *network.input_shape), upper.reshape(batch, *network.input_shape))
     if not rigour:
         switch_rigour_off()
-    engine: BoundEngine = Ibp() if method == "IBP" else Crown()
+    engines: dict[str, BoundEngine] = {
+        "IBP": Ibp(),
+        "CROWN": Crown(),
+        "alpha-last": AlphaCrown(hidden=False),
+        "alpha-full": AlphaCrown(most_hidden=10**9),
+    }
+    engine = engines[method]
     engine(network, region)
     times: list[float] = []
     start = time.perf_counter()
@@ -91,7 +106,7 @@ def switch_rigour_off() -> None:
     rounding.underflow = lambda terms, dtype: 0.0
     rounding.dot = lambda A, v, ranges: torch.bmm(A, v.unsqueeze(-1)).squeeze(-1).double()
     backward.Walk._pay = lambda self, index, flat, negative: None  # type: ignore[method-assign]
-    local._payment = lambda patch, charge: charge.new_zeros(())
+    local._payment = lambda A, charge: charge.new_zeros(())
 
     def visit_without_charge(self, index, op):  # type: ignore[no-untyped-def]
         sources = self.network.nodes[index].inputs
@@ -124,8 +139,9 @@ def main() -> None:
                 process.start()
                 row = ours.recv()
                 process.join()
-                reference = REFERENCE[net, method][batch]
-                line = f"{net:16s} {method:6s} batch {batch:3d}: {row['seconds']:.4f} s, x{row['seconds'] / reference:.2f} of auto_LiRPA, "
+                reference = REFERENCE.get((net, method), {}).get(batch)
+                ratio = "" if reference is None else f"x{row['seconds'] / reference:.2f} of auto_LiRPA, "
+                line = f"{net:16s} {method:10s} batch {batch:3d}: {row['seconds']:.4f} s, {ratio}"
                 line += f"{row['peak_mb']:.0f} MB, mean width {row['width']:.6g}"
                 match = [r for r in stored if r["net"] == net and r["method"] == method and batch == 1]
                 if match:
