@@ -115,7 +115,7 @@ class _Seen:
         floor = rounding.below(_dot(A, centers.to(dtype)[image]).to(_EXACT) + b, error)
         if not bool(torch.isfinite(floor).all()):
             raise NumericsError(_NOT_FINITE)
-        if ball.domain is None:
+        if ball.domain is None or not bool((floor > 0).any()):  # planes that do not separate the centre need no limits
             return cls(steep, floor, None, ball.p)
         down, up = (side.flatten(1).to(dtype)[image] for side in _sides(ball))
         return cls(steep, floor, torch.where(A > 0, down, up), ball.p)
@@ -127,10 +127,11 @@ class _Seen:
 
     def within(self, most: Tensor) -> Tensor:
         """min(most, distance), rounded downward; (T,)."""
-        separating = self.floor > 0
-        if not bool(separating.all()):
+        separating = (self.floor > 0).nonzero().flatten()
+        if len(separating) < len(most):
             radius = torch.zeros_like(most)
-            radius[separating] = self.select(separating).within(most[separating])
+            if len(separating) > 0:
+                radius[separating] = self.select(separating).within(most[separating])
             return radius
         limits = None if self.limits is None else self.limits.unsqueeze(1)
         distance = _reach_plane(self.steep.unsqueeze(1), self.floor.unsqueeze(1), limits, self.p).squeeze(1)
