@@ -78,7 +78,7 @@ class LinearEngine:
         net, interval = trace.network, trace.interval(index)
         ball = isinstance(trace.region, LpBall) and trace.region.p != math.inf
         first = net.affine_in_input[index]
-        if not (self.walks_hidden or (first and ball)) or (first and not ball and _mixes_once(net, index)):
+        if not (self.walks_hidden or (first and ball)) or (first and not ball and _mixes_once(net, index)) or _is_curve(net, index):
             return
         if not self.intersect:
             everything = torch.ones_like(interval.lower, dtype=torch.bool)
@@ -120,6 +120,14 @@ def unstable(network: Network, index: int, interval: Interval) -> Tensor:
         elif isinstance(op, Bilinear):
             mask |= interval.lower < interval.upper
     return mask
+
+
+def _is_curve(network: Network, index: int) -> bool:
+    """Whether the node is a smooth activation's output, perhaps moved: its input is bounded already, and planes over an interval prove no more."""
+    while isinstance(network.nodes[index].op, MovesData) and len(network.nodes[index].inputs) == 1:
+        (index,) = network.nodes[index].inputs
+    op = network.nodes[index].op
+    return isinstance(op, Activation) and op.free and not op.piecewise
 
 
 def _mixes_once(network: Network, index: int) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bounds.onnx_curve_handlers import CURVE_HANDLERS, divided, matrix_product, multiplied
 from bounds.onnx_graph import Handler, NodeReader, fits_into
 from bounds.onnx_shape_handlers import SHAPE_HANDLERS
 from bounds.onnx_window_handlers import WINDOW_HANDLERS
@@ -78,9 +79,9 @@ def _gemm_add(node: NodeReader, product: int, beta: float, like: Tensor) -> int:
 
 
 def _matmul(node: NodeReader) -> int:
-    """A B with one of A, B a constant matrix (or a stack of one)."""
+    """A B with both computed, or one of them a constant matrix (or a stack of one)."""
     if not node.is_constant(0) and not node.is_constant(1):
-        raise node.refuse("a product of two computed tensors is not supported", "one factor has to be a constant")
+        return matrix_product(node)
     constant = 0 if node.is_constant(0) else 1
     source, weight = node.source(1 - constant), node.weight(constant)
     rank = max(len(node.builder.shape(source)), weight.dim())
@@ -126,14 +127,14 @@ def _sub(node: NodeReader) -> int:
 
 def _mul(node: NodeReader) -> int:
     if not node.is_constant(0) and not node.is_constant(1):
-        raise node.refuse("a product of two computed tensors is not supported", "one factor has to be a constant")
+        return multiplied(node, node.source(0), node.source(1))
     constant = 0 if node.is_constant(0) else 1
     return _scaled(node, node.source(1 - constant), node.weight(constant))
 
 
 def _div(node: NodeReader) -> int:
     if not node.is_constant(1):
-        raise node.refuse("a division by a computed tensor is not supported", "the divisor has to be a constant")
+        return divided(node)
     divisor = node.weight(1)
     if bool((divisor == 0).any()):
         raise node.refuse("the divisor contains zero")
@@ -304,6 +305,7 @@ def _element_wise(make: Callable[[], Op]) -> Handler:
 HANDLERS: dict[str, Handler] = {
     **SHAPE_HANDLERS,
     **WINDOW_HANDLERS,
+    **CURVE_HANDLERS,
     "Abs": _element_wise(Abs),
     "Add": _add,
     "BatchNormalization": _batch_normalization,

@@ -52,7 +52,7 @@ class Walk:
     def _require_encodable(self, last: int) -> None:
         for node in self.network.nodes[: last + 1]:
             op = node.op
-            if isinstance(op, Affine | Input | Piecewise | MaxReduce) or (self.relaxed and isinstance(op, Activation)):
+            if isinstance(op, Affine | Input | Piecewise | MaxReduce) or (self.relaxed and isinstance(op, Activation) and op.free):
                 continue
             raise UnsupportedOpError(
                 f"node {node.name!r} ({type(op).__name__}) is not piecewise linear and has no exact MILP form; "

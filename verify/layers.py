@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bounds.errors import ModelError
 from bounds.network import Network
 from bounds.ops.base import Activation, Op, product
+from bounds.ops.bilinear import Bilinear
 from bounds.ops.smooth import Smooth
 from verify.document import SCHEMA
 
@@ -102,7 +103,7 @@ def of_network(network: Network) -> Inventory:
 
 def support_of(op: Op) -> Support:
     """How an operator is handled."""
-    return "exact" if not isinstance(op, Activation) or op.exact_in_milp else "relaxed"
+    return "relaxed" if isinstance(op, Bilinear) or (isinstance(op, Activation) and not op.exact_in_milp) else "exact"
 
 
 def _of_graph(model: str | Path | bytes, error: ModelError) -> Inventory:
@@ -130,9 +131,11 @@ def _of_graph(model: str | Path | bytes, error: ModelError) -> Inventory:
 
 def _support_of_row(row: GraphRow, error: ModelError) -> Support:
     """How a node of the graph would be handled; the one that the error names is what stands in the way."""
+    from bounds.onnx_curve_handlers import CURVE_HANDLERS
+
     if not row.supported or f"node {row.name!r}" in str(error):
         return "not"
-    return "relaxed" if row.op in {kind.__name__ for kind in Smooth.__subclasses__()} else "exact"
+    return "relaxed" if row.op in {*CURVE_HANDLERS, *(kind.__name__ for kind in Smooth.__subclasses__())} else "exact"
 
 
 def _table(rows: Sequence[Layer]) -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bounds.crown import Crown
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
-from bounds.errors import MemoryLimitError, NumericsError, ProofError, SolverError, TimeLimitError, UnsupportedOpError
+from bounds.errors import DomainError, MemoryLimitError, NumericsError, ProofError, SolverError, TimeLimitError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.network import Network
 from bounds.ops.base import Activation
@@ -201,6 +201,8 @@ class Bound:
         for dtype in (torch.float32, torch.float64) if query.in_float32 else (torch.float64,):
             try:
                 query, near = self._improve(query, dtype)
+            except DomainError as error:
+                return query.noting(f"{self.name}: {error}")
             except NumericsError:
                 if dtype is torch.float64:
                     raise

@@ -32,7 +32,8 @@ class Case:
         return f"{self.op}-{self.opset}{tuple(self.shape)}{self.attributes}"
 
     def model(self) -> bytes:
-        """x (and the branches z = 2x, w = the first entries of x along axis 1) -> op -> the first outputs joined by Concat if several."""
+        """x (and the branches z = 2x, w = the first entries of x along axis 1, p = x^2 + 1/2) -> op -> the first outputs joined by Concat if
+        several."""
         names, constants = (["x"] if self.first else []), {}
         for i, value in enumerate(self.constants):
             names.append(value if isinstance(value, str) else "" if value is None else f"c{i}")
@@ -42,9 +43,10 @@ class Case:
         nodes = [helper.make_node("Add", ["x", "x"], ["z"], "double"), helper.make_node("ReduceSum", ["x", "one"], ["w"], "sum")]
         if self.opset < 13:
             nodes[1] = helper.make_node("ReduceSum", ["x"], ["w"], "sum", axes=[1])
+        nodes += [helper.make_node("Mul", ["x", "x"], ["square"], "square"), helper.make_node("Add", ["square", "half"], ["p"], "positive")]
         nodes.append(helper.make_node(self.op, names, outs, "node", **self.attributes))
         last = helper.make_node("Concat", outs, ["y"], axis=1) if self.outputs > 1 else helper.make_node("Identity", outs, ["y"])
-        return model([*nodes, last], {"x": self.shape}, {"one": I(1), **constants}, opset=self.opset)
+        return model([*nodes, last], {"x": self.shape}, {"one": I(1), "half": np.array(0.5, np.float32), **constants}, opset=self.opset)
 
 
 IMAGE, ROW = (1, 2, 7, 6), (1, 6)
@@ -99,11 +101,18 @@ CASES = [
     Case("ConvTranspose", IMAGE, [R(2, 3, 3, 3), R(3)], {"strides": [2, 2], "auto_pad": "SAME_UPPER"}),
     Case("ConvTranspose", IMAGE, [R(2, 3, 4, 3), R(3)], {"strides": [2, 2], "auto_pad": "SAME_LOWER"}),
     Case("ConvTranspose", (1, 2, 5), [R(2, 3, 4), R(3)], {"strides": [2]}),
+    Case("Cos", ROW),
     Case("Div", ROW, [R(6) + 4]),
     Case("Div", IMAGE, [np.full((1, 2, 1, 1), 0.3081, np.float32)]),
+    Case("Div", ROW, ["p"]),
+    Case("Div", ROW, [R(6), "p"], first=False),
+    Case("Div", ROW, ["x", "p"], first=False),
+    Case("Div", ROW, [R(3, 1, 6), "p"], first=False),
     Case("Dropout", ROW),
     Case("Dropout", ROW, attributes={"ratio": 0.4}, opset=7),
     Case("Dropout", ROW, [np.array(0.3, np.float32), np.array(False)]),
+    Case("Erf", ROW),
+    Case("Exp", ROW),
     Case("Expand", (1, 3, 1), [I(2, 1, 4)]),
     Case("Expand", (1, 3), [I(2, 1, 1)]),
     Case("Flatten", IMAGE),
@@ -112,6 +121,7 @@ CASES = [
     Case("Flatten", IMAGE, attributes={"axis": 0}),
     Case("Gather", IMAGE, [np.array([[0, -1], [3, 3]])], {"axis": 2}),
     Case("Gather", IMAGE, [np.array(1)], {"axis": 1}),
+    Case("Gelu", ROW, opset=20),
     Case("Gemm", ROW, [R(6, 4), R(4)]),
     Case("Gemm", ROW, [R(4, 6), R(1, 4)], {"transB": 1, "alpha": 0.3, "beta": 1.7}),
     Case("Gemm", ROW, [R(4, 6)], {"transB": 1, "alpha": 2.0}),
@@ -125,9 +135,17 @@ CASES = [
     Case("HardSigmoid", ROW),
     Case("HardSigmoid", ROW, attributes={"alpha": 0.7, "beta": 0.1}),
     Case("Identity", ROW),
+    Case("LayerNormalization", (1, 3, 4), [R(4), R(4)]),
+    Case("LayerNormalization", (1, 3, 4), [R(3, 4)], {"axis": 1, "epsilon": 0.01}),
     Case("LeakyRelu", ROW),
     Case("LeakyRelu", ROW, attributes={"alpha": 0.3}),
+    Case("Log", ROW, ["p"], first=False),
+    Case("LogSoftmax", (1, 3, 4)),
+    Case("LogSoftmax", (1, 3, 4), attributes={"axis": 1}),
     Case("MatMul", ROW, [R(6, 4)]),
+    Case("MatMul", (1, 3, 3), ["z"]),
+    Case("MatMul", (1, 2, 3, 3), ["w"]),
+    Case("MatMul", (1, 2, 3, 3), ["w", "x"], first=False),
     Case("MatMul", (1, 3, 6), [R(6, 4)]),
     Case("MatMul", (3, 6), [R(1, 6, 4)]),
     Case("MatMul", (1, 5, 2), [R(3, 5), "x"], first=False),
@@ -149,6 +167,9 @@ CASES = [
     Case("Min", ROW, [R(6), "z"]),
     Case("Mul", IMAGE, [R(2, 1, 6)]),
     Case("Mul", ROW, [R(3, 1, 6), "x"], first=False),
+    Case("Mul", IMAGE, ["z"]),
+    Case("Mul", IMAGE, ["w"]),
+    Case("Mul", ROW, ["x"]),
     Case("Neg", ROW),
     Case("PRelu", IMAGE, [R(2, 1, 1)]),
     Case("PRelu", ROW, [R(1)]),
@@ -158,6 +179,12 @@ CASES = [
     Case("Pad", IMAGE, [I(0, 0, 2, 1, 0, 0, 3, 2)], {"mode": "reflect"}),
     Case("Pad", IMAGE, [I(0, 0, 2, 1, 0, 0, 3, 2)], {"mode": "edge"}),
     Case("Pad", IMAGE, [I(1, 2, 0, 1), None, I(3, -2)], opset=18),
+    Case("Pow", ROW, [np.array(2.0, np.float32)]),
+    Case("Pow", ROW, [np.full((1, 1, 6), 3.0, np.float32)]),
+    Case("Pow", ROW, [I(4)]),
+    Case("Pow", ROW, [np.array(1.0, np.float32)]),
+    Case("Pow", ROW, ["p", np.array(-1.5, np.float32)], first=False),
+    Case("Reciprocal", ROW, ["p"], first=False),
     Case("ReduceMax", IMAGE, attributes={"axes": [1, -1]}),
     Case("ReduceMax", IMAGE, attributes={"axes": [2], "keepdims": 0}),
     Case("ReduceMean", IMAGE, attributes={"axes": [-1, 2], "keepdims": 0}),
@@ -171,15 +198,22 @@ CASES = [
     Case("Reshape", IMAGE, [I(1, 6, -1, 2)]),
     Case("Reshape", IMAGE, [I(1, 14, 6)], {"allowzero": 1}),
     Case("Sigmoid", ROW),
+    Case("Sign", ROW),
+    Case("Sin", ROW),
     Case("Slice", IMAGE, [I(1, 0), I(6, 4), I(2, 3), I(2, 3)]),
     Case("Slice", IMAGE, [I(-1), I(-1000), I(-1), I(-2)]),
     Case("Slice", IMAGE, [I(5), I(0), I(2), I(-1)]),
     Case("Slice", IMAGE, [I(0, 1), I(1, 2)]),
     Case("Slice", IMAGE, attributes={"starts": [1, -3], "ends": [2147483647, -1], "axes": [2, 3]}, opset=9),
+    Case("Softmax", (1, 3, 4)),
+    Case("Softmax", (1, 3, 4), attributes={"axis": 1}),
+    Case("Softmax", (2, 3, 4), opset=11),
+    Case("Softmax", (1, 3, 4), attributes={"axis": 2}, opset=9),
     Case("Split", ROW, attributes={"axis": 1}, outputs=3),
     Case("Split", ROW, [I(1, 3, 2)], {"axis": -1}, outputs=3),
     Case("Split", ROW, attributes={"axis": 1, "split": [4, 2]}, opset=11, outputs=2),
     Case("Split", (1, 7), attributes={"axis": 1, "num_outputs": 3}, opset=18, outputs=3),
+    Case("Sqrt", ROW, ["p"], first=False),
     Case("Squeeze", (1, 3, 1, 2, 1), [I(2, -1)]),
     Case("Squeeze", (1, 3, 1, 2, 1)),
     Case("Squeeze", (1, 3, 1, 2), attributes={"axes": [2]}, opset=11),
@@ -211,3 +245,23 @@ def test_operator_matches_onnx_runtime(case: Case) -> None:
     assert got.shape == expected.shape
     np.testing.assert_allclose(got.numpy(), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(network.to(torch.float64)(torch.from_numpy(x).double()).numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "left, right", [((4,), (4, 3)), ((3, 4), (4,)), ((4,), (4,)), ((4,), (2, 4, 3)), ((2, 3, 4), (4, 5)), ((1, 3, 4), (2, 4, 5))]
+)
+def test_products_of_computed_tensors_of_every_rank(left: tuple[int, ...], right: tuple[int, ...]) -> None:
+    """x is cut into two pieces of any shape, whose product is the output."""
+    sizes = [int(np.prod(shape)) for shape in (left, right)]
+    nodes = [
+        helper.make_node("Split", ["x", "sizes"], ["a", "b"], axis=1),
+        helper.make_node("Reshape", ["a", "left"], ["l"]),
+        helper.make_node("Reshape", ["b", "right"], ["r"]),
+        helper.make_node("MatMul", ["l", "r"], ["m"]),
+        helper.make_node("Reshape", ["m", "flat"], ["y"]),
+    ]
+    network = import_onnx(
+        model(nodes, {"x": (1, sum(sizes))}, {"sizes": I(*sizes), "left": I(*left), "right": I(*right), "flat": I(1, -1)})
+    )
+    x = np.random.default_rng(1).standard_normal((5, sum(sizes))).astype(np.float32)
+    np.testing.assert_allclose(network(torch.from_numpy(x)).numpy(), network.original(x), rtol=1e-5, atol=1e-5)
