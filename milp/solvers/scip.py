@@ -98,7 +98,8 @@ def _configure(model: pyscipopt.Model, tolerances: Tolerances, limits: Limits, s
     """Fast settings, one thread, fixed seed, wall-clock limits, and the limits that end the solve at the sign.
 
     No variable is replaced by a combination of others: with such aggregations SCIP 10 calls convolutional networks with fixed inputs
-    infeasible, or returns points that violate rows by thousands of tolerances; without them trees are as small. The objective limit makes SCIP prune and propagate as if it held a point just above the threshold: two to four times faster proofs.
+    infeasible, or returns points that violate rows by thousands of tolerances; without them trees are as small. The objective limit makes
+    SCIP prune and propagate as if it held a point just above the threshold: two to four times faster proofs.
     """
     model.setHeuristics(_FAST)
     model.setSeparating(_FAST)
