@@ -44,7 +44,7 @@ _MEMORY = 0.8
 _FIRST, _SHRINK, _LAST = 0.4, 0.83, 0.012
 """The limit of a step in log eps at first, its factor after a step without success, and where the search ends."""
 _STILL = 2e-4
-"""The search of an image also ends when the model promises less than this in the mean of log eps."""
+"""The search of an image also ends when the model expects the mean of log eps to stay within this of the best."""
 _RATE, _DELTA, _UPDATE, _GROWTH = 0.01, 1e-4, 5, 5.0
 """Of Algorithm 3.3, as the authors run it: learning rate, margin, steps from one update of the multipliers to the next, growth of the penalty
 (four times in the course of a search)."""
@@ -292,7 +292,7 @@ class _Steps:
         self.z[index] = u.pow(1 / power)
         self.rows[index] = rows / rows.sum(1, keepdim=True) + 1e-4
         promised = part.knobs.log_volume(self.z[index]) - best.volume[index]
-        self.moving[index] = (self.limit[index].squeeze(1) > _LAST) & (promised > _STILL)
+        self.moving[index] = (self.limit[index].squeeze(1) > _LAST) & (promised.abs() > _STILL)
 
 
 def _softest(margins: Tensor) -> Tensor:
