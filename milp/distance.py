@@ -40,8 +40,6 @@ from milp.program import Array, Limits, Solution, Solver, Status
 from milp.solvers import lp_session
 
 Closeness = Literal["optimal", "no adversary", "misclassified", "time limit", "memory limit", "undecided"]
-_ALLOWANCE = 10.0
-"""A solver's dual bound is lowered by so many of its feasibility tolerances, relative above 1."""
 _RADII = 6
 """Radii on which the engine looks for planes at once."""
 _GROWTH = 3.0
@@ -54,6 +52,8 @@ _OFFSETS = (1e-9, 1e-8, 1e-7, 1e-6, 1e-5)
 """Margins asked for where no point beyond a nearest one replays, relative to the image's own."""
 _ROUNDS = 500
 """How often an l2 ball is refined by tangents for one class."""
+_NOISE = 100.0
+"""An l2 point that is farther away than its objective by less than so many feasibility tolerances is left to the precise solver."""
 _CONTRADICTION = 1e-5
 """How far a lower end may exceed the distance of an adversary, relative above 1, before the proof is called wrong."""
 
@@ -71,11 +71,13 @@ class Start:
 class Effort:
     """How exactly and how long.
 
-    tol, slack: the ends are wanted within tol * max(1, distance) + slack; slack is what the type of the model's inputs costs. engine: for the
-    bounds (default CROWN in float64).
+    solver: for every program; precise: asked again where the first one's tolerances keep the ends apart. tol, slack: the ends are wanted within
+    tol * max(1, distance) + slack; slack is what the type of the model's inputs costs. A quarter of that is kept below whatever a solver claims.
+    engine: for the bounds (default CROWN in float64).
     """
 
     solver: Solver
+    precise: Solver | None = None
     limits: Limits = field(default_factory=Limits)
     tol: float = 1e-6
     slack: float = 0.0
@@ -158,7 +160,7 @@ class _Search:
 
     def open(self) -> list[int]:
         """Numbers of the classes that may still come nearer, the nearest first."""
-        enough = min(self.limit, self.incumbent.distance - self.tolerance)
+        enough = min(self.limit - self.tolerance / 4, self.incumbent.distance - self.tolerance)
         found = [k for k in range(len(self.targets)) if self.lower[k] < enough and k not in self.reasons]
         return sorted(found, key=lambda k: (self.lower[k], k))
 
@@ -251,7 +253,7 @@ class _Search:
         upper = self.incumbent.distance
         if upper - lower <= self.tolerance:
             return "optimal", ""
-        if lower >= self.limit:
+        if lower >= self.limit - self.tolerance / 4:
             return "no adversary", ""
         reason = "; ".join(dict.fromkeys(self.reasons.values()))
         return self.halted or "undecided", reason
@@ -269,39 +271,42 @@ class _Turn:
 
     def run(self, radius: float) -> None:
         """Raise the class's lower end to the radius, or find its nearest point."""
-        search = self.search
+        search, effort = self.search, self.search.effort
+        solvers = [effort.solver] if effort.precise is None else [effort.solver, effort.precise]
+        high, replayed = radius, False
         for _ in range(_ROUNDS):
             high = min(radius, search.cutoff)
             if search.lower[self.k] >= high:
                 return
-            solution = self.minimise(Window(float(search.rigorous[self.k]), high))
+            solution = self.minimise(solvers[0], Window(float(search.rigorous[self.k]), high))
             if not self.believe(solution, high) or solution.x is None:
                 return
             point = self.encoding.point(solution.x)
             replayed = search.incumbent.push(point)
-            if solution.status is not Status.OPTIMAL:
+            if solution.status is not Status.OPTIMAL or self.k not in search.open():
                 return
             if not self.refine(point, solution):
+                solvers = solvers[1:]
+            if not solvers:
                 break
         if not replayed:
             self.insist(high)
-        if self.k in search.open() and search.lower[self.k] >= search.incumbent.distance - 4 * search.tolerance:
-            search.reasons[self.k] = "the nearest point replays only farther out than the tolerance allows"
-        elif self.k in search.open():
-            search.reasons[self.k] = "the nearest point that the solver found does not replay"
+        if self.k in search.open():
+            search.reasons[self.k] = "the nearest point that the solver found does not replay near enough to it"
 
-    def minimise(self, window: Window) -> Solution:
+    def minimise(self, solver: Solver, window: Window) -> Solution:
         search = self.search
         search.solves += 1
         program = nearest(self.encoding, search.metric, window, search.tangents)
-        return search.effort.solver.solve(program, Limits(self.left(), search.effort.limits.memory_mb))
+        return solver.solve(program, Limits(self.left(), search.effort.limits.memory_mb))
 
     def believe(self, solution: Solution, high: float) -> bool:
         """Raise the class's lower end as far as the answer is evidence for it; False where the class's turn is over."""
         search, k = self.search, self.k
         claim = high if solution.status is Status.INFEASIBLE else -math.inf
         if solution.dual_bound is not None and solution.status not in (Status.UNKNOWN, Status.UNBOUNDED):
-            claim = min(high, solution.dual_bound - _ALLOWANCE * solution.tolerances.feasibility * max(1.0, abs(solution.dual_bound)))
+            claim = min(high, solution.dual_bound)
+        claim -= search.tolerance / 4
         if claim > search.lower[k]:
             if not self.faithful:
                 search.reasons[k] = f"the program does not reproduce the network: the answer of {solution.solver} is not used"
@@ -323,16 +328,17 @@ class _Turn:
         return all(reproduces(search.network, self.unsafe, self.encoding, x, search.effort.solver, limits) for x in points)
 
     def refine(self, point: Array, solution: Solution) -> bool:
-        """For l2: add the tangents that were missing at the point, and at the nearest point of its activation pattern; whether any was."""
+        """For l2: add the tangents missing at the point and at the nearest point of its activation pattern; whether that can change much."""
         search = self.search
         step = point - search.metric.center.numpy()
         missing = tangent(step)
-        closed = search.metric.length(step) - (solution.objective or 0.0) <= search.tolerance / 8
-        if search.metric.p != 2.0 or missing is None or closed or solution.x is None:
+        if search.metric.p != 2.0 or missing is None or solution.x is None:
             return False
+        length = search.metric.length(step)
         search.tangents.append(missing)
         self.polish(solution.x)
-        return True
+        noise = max(search.tolerance / 8, _NOISE * solution.tolerances.feasibility * max(1.0, length))
+        return length - (solution.objective or 0.0) > noise
 
     def polish(self, x: Array) -> None:
         """The nearest point with the binaries of x, by linear programs that gather tangents."""
@@ -359,7 +365,8 @@ class _Turn:
         search = self.search
         scale = float(search.incumbent.margins(search.metric.center.numpy()[None])[0])
         for offset in _OFFSETS:
-            solution = self.minimise(Window(float(search.rigorous[self.k]), high, offset * max(scale, 1e-3)))
+            window = Window(float(search.rigorous[self.k]), high, offset * max(scale, 1e-3))
+            solution = self.minimise(search.effort.precise or search.effort.solver, window)
             if solution.x is None or search.incumbent.push(self.encoding.point(solution.x)):
                 return
 

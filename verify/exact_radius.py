@@ -74,12 +74,8 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
     if point is not None and point.size != center.numel():
         raise SpecError(f"the adversary has {point.size} values, the image {center.numel()}")
     sides = None if domain is None else (torch.as_tensor(domain[0], dtype=torch.float64), torch.as_tensor(domain[1], dtype=torch.float64))
-    effort = Effort(
-        default_solver(precise=True) if solver is None else get_solver(solver, precise=True),
-        Limits(seconds, memory_mb),
-        tol,
-        replayer.slack,
-    )
+    first, second = (default_solver(precise=p) if solver is None else get_solver(solver, precise=p) for p in (False, True))
+    effort = Effort(first, second, Limits(seconds, memory_mb), tol, replayer.slack)
     return exact_distance(network, label, Metric(center, norm, sides), replayer, Start(lower, point, most), effort)
 
 
