@@ -30,7 +30,6 @@ _EXACT = torch.float64
 _BRIDGES = 4
 """Steps of the search for the line of the hull over the midpoint."""
 _STEEPEST = 2.0**60
-_BISECTIONS, _NEWTON_STEPS = 24, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,9 +66,9 @@ class Curve(Activation):
     def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
         """The convex and concave parts of [lower, upper] on which sup act(x) - slope x can be attained for some slope, of either sign."""
 
+    @abstractmethod
     def critical(self, slope: Tensor, piece: Piece) -> Tensor:
         """About the point of the piece's whole arc where the derivative is `slope`; any number, also infinite, where there is none."""
-        return self._bisect(slope, piece)
 
     def undefined(self, lower: Tensor, upper: Tensor) -> Tensor:
         """Mask of the intervals on all of which the function is not defined."""
@@ -249,24 +248,6 @@ class Curve(Activation):
         stacked = torch.stack(torch.broadcast_tensors(*points))
         heights = side * (self.value(stacked) - slope * stacked)
         return stacked.gather(0, heights.nan_to_num(nan=-torch.inf).argmax(0, keepdim=True)).squeeze(0)
-
-    def _bisect(self, slope: Tensor, piece: Piece) -> Tensor:
-        """The point of the piece where the derivative, which rises or falls throughout, is the slope; an end where it is nowhere."""
-        left, right = torch.broadcast_tensors(piece.left, piece.right, slope)[:2]
-        for _ in range(_BISECTIONS):
-            middle = left / 2 + right / 2
-            before = (self.derivative(middle) < slope) == (torch.as_tensor(piece.bend) > 0)
-            left, right = torch.where(before, middle, left), torch.where(before, right, middle)
-        point = left / 2 + right / 2
-        for _ in range(_NEWTON_STEPS):
-            bend = self.bending(point)
-            step = torch.where(bend == 0, 0.0, (slope - self.derivative(point)) / torch.where(bend == 0, 1.0, bend))
-            point = torch.minimum(torch.maximum(point + step, left), right)
-        return point
-
-    def bending(self, x: Tensor) -> Tensor:
-        """act''(x) roughly, to polish what bisection finds; 0 where it is not known."""
-        return torch.zeros_like(x)
 
 
 def _slope(values: Tensor, dtype: torch.dtype) -> Tensor:

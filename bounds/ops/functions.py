@@ -22,6 +22,8 @@ from bounds.ops.smooth import FLOAT32_ULPS
 _EXACT = torch.float64
 _TINY = 2.0**-1000
 """Where slopes of roots are taken instead of at 0."""
+_GELU_TABLE, _GELU_STEPS, _GELU_END = 129, 4, 9.0
+"""Size of the table, Newton steps, and where the derivative is 1 in every type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +191,6 @@ class Gelu(Curve):
     def derivative(self, x: Tensor) -> Tensor:
         return self._share(x) + x * self._density(x)
 
-    def bending(self, x: Tensor) -> Tensor:
-        return self._density(x) * (2 - x * x)
-
     def _share(self, x: Tensor) -> Tensor:
         """The normal distribution; erfc does not cancel where it is tiny."""
         return torch.erfc(x * -math.sqrt(0.5)) / 2
@@ -215,8 +214,30 @@ class Gelu(Curve):
         return split_at(lower, upper, (-math.sqrt(2), math.sqrt(2)), (-1, 1, -1))
 
     def critical(self, slope: Tensor, piece: Piece) -> Tensor:
-        """Beyond 40 the derivative is 0 or 1."""
-        return self._bisect(slope, Piece(piece.left.clamp(-40, 40), piece.right.clamp(-40, 40), piece.bend))
+        """By interpolation in a table and Newton's method. The derivative at -x is 1 less that at x, so that the right arc serves for the left."""
+        if piece.bend == 1:
+            return self._solve(slope, -math.sqrt(2), math.sqrt(2))
+        left = piece.right <= 0
+        mirrored = self._solve(torch.where(left, 1 - slope, slope), math.sqrt(2), _GELU_END)
+        return torch.where(left, -mirrored, mirrored)
+
+    def _solve(self, slope: Tensor, start: float, stop: float) -> Tensor:
+        """The point of an arc where the derivative is `slope`, or an end."""
+        share = torch.linspace(0, 1, _GELU_TABLE, dtype=slope.dtype, device=slope.device)
+        # closer together at the ends, where the derivative hardly changes
+        points = start + (stop - start) * (1 - torch.cos(math.pi * share)) / 2
+        heights = self.derivative(points)
+        rising = bool(heights[-1] > heights[0])
+        ordered = heights if rising else heights.flip(0)
+        after = torch.searchsorted(ordered, slope.contiguous()).clamp(1, _GELU_TABLE - 1)
+        after = after if rising else _GELU_TABLE - after
+        point = (points[after] + points[after - 1]) / 2
+        low, high = torch.minimum(points[after], points[after - 1]), torch.maximum(points[after], points[after - 1])
+        for _ in range(_GELU_STEPS):
+            bend = self._density(point) * (2 - point * point)
+            step = (slope - self.derivative(point)) / torch.where(bend == 0, 1.0, bend)
+            point = torch.minimum(torch.maximum(point + step, low), high)
+        return point
 
     def slip(self, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor | float:
         """No derivative exceeds 1.13; the knots are off by at most one unit in the last place."""

@@ -33,6 +33,8 @@ from bounds.linear import Halfspaces
 from bounds.network import Network
 from bounds.ops.affine import AddBranches, Linear, SubBranches
 from bounds.ops.base import Op
+from bounds.ops.bilinear import Multiply
+from bounds.ops.functions import Cos, Erf, Gelu, Sign, Sin
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, Relu
 from bounds.ops.shape import Concat, Slice
 from bounds.ops.smooth import Sigmoid, Tanh
@@ -475,12 +477,12 @@ def test_any_order_is_wider_than_real(engine: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------ random networks
 
-ACTIVATIONS = [Relu(), LeakyRelu(0.25), LeakyRelu(-0.5), Clip(-0.5, 1.0), Clip(0.25), Abs(), Sigmoid(), Tanh()]
+ACTIVATIONS = [Relu(), LeakyRelu(0.25), LeakyRelu(-0.5), Clip(-0.5, 1.0), Clip(0.25), Abs(), Sigmoid(), Tanh(), Sin(), Cos(), Erf(), Gelu(), Sign()]
 
 
 @st.composite
 def random_networks(draw: st.DrawFn) -> Network:
-    """A graph of affine nodes, activations, sums, differences, concatenations and slices of vectors; later nodes are likelier read."""
+    """A graph of affine nodes, activations, sums, differences, products, concatenations and slices of vectors; later nodes are likelier read."""
     rng = torch.Generator().manual_seed(draw(st.integers(0, 10**6)))
     sizes, layers = [draw(st.integers(1, 3))], []
 
@@ -490,7 +492,7 @@ def random_networks(draw: st.DrawFn) -> Network:
 
     for _ in range(draw(st.integers(2, 9))):
         source = len(sizes) - 1 - min(draw(st.integers(0, 2)), len(sizes) - 1)
-        kind = draw(st.sampled_from(["linear", "linear", "activation", "activation", "sum", "difference", "concat", "slice"]))
+        kind = draw(st.sampled_from(["linear", "linear", "activation", "activation", "sum", "difference", "product", "concat", "slice"]))
         equal = [k for k, size in enumerate(sizes) if size == sizes[source]]
         other = draw(st.sampled_from(equal))
         if kind == "linear":
@@ -500,6 +502,8 @@ def random_networks(draw: st.DrawFn) -> Network:
             add(draw(st.sampled_from(ACTIVATIONS)), (source,), sizes[source])
         elif kind in ("sum", "difference"):
             add(AddBranches() if kind == "sum" else SubBranches(), (source, other), sizes[source])
+        elif kind == "product":
+            add(Multiply(), (source, other), sizes[source])
         elif kind == "concat":
             add(Concat(0), (source, other), 2 * sizes[source])
         else:

@@ -11,10 +11,13 @@ from torch import Tensor
 from bounds.network import Network, Node
 from bounds.ops.affine import AddBranches, BatchNormalization, Linear, ReduceMean, Scale, Shift, SubBranches
 from bounds.ops.base import Input, Op, Shape
+from bounds.ops.bilinear import MatrixProduct, Multiply
 from bounds.ops.convolution import AveragePool, Conv, ConvTranspose
+from bounds.ops.functions import Cos, Exp, Gelu, Power, Sin
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, PRelu, Relu
 from bounds.ops.shape import Concat, Gather, Reshape, Slice, Transpose, Window
 from bounds.ops.smooth import Sigmoid, Tanh
+from bounds.ops.softmax import LogSumExp
 from bounds.region import Box, LpBall, Region
 
 Layer = tuple[Op, tuple[int, ...]]
@@ -196,6 +199,54 @@ def activation_chain() -> Network:
     )
 
 
+def attention() -> Network:
+    """Three tokens of two numbers that look at each other once: softmax of products, products with its weights, a shortcut."""
+    draw = Draw(41)
+    query, key, value = (Linear(draw.normal(2, 2), draw.normal(2) / 4) for _ in range(3))
+    return build(
+        (3,),
+        (draw.dense(6, 3), (0,)),
+        (Reshape((3, 2)), (1,)),
+        (query, (2,)),
+        (key, (2,)),
+        (value, (2,)),
+        (Transpose((1, 0)), (4,)),
+        (MatrixProduct(), (3, 6)),
+        (ReduceMean((1,), True), (7,)),
+        (SubBranches(), (7, 8)),
+        (LogSumExp(), (9,)),
+        (Reshape((3, 1)), (10,)),
+        (SubBranches(), (9, 11)),
+        (Clip(high=0.0), (12,)),
+        (Exp(), (13,)),
+        (MatrixProduct(), (14, 5)),
+        (AddBranches(), (15, 2)),
+        (Reshape((6,)), (16,)),
+        (draw.dense(2, 6), (17,)),
+    )
+
+
+def control() -> Network:
+    """A step of a pendulum on a cart: sine and cosine of a state, products of them, a square and a quotient."""
+    draw = Draw(42)
+    return build(
+        (3,),
+        (draw.dense(4, 3), (0,)),
+        (Slice(((0, 2, 1),)), (1,)),
+        (Slice(((2, 4, 1),)), (1,)),
+        (Sin(), (2,)),
+        (Cos(), (2,)),
+        (Multiply(), (4, 3)),
+        (Multiply(), (6, 5)),
+        (Power(2.0), (5,)),
+        (Shift(torch.tensor([1.0, 1.5])), (8,)),
+        (Power(-1.0), (9,)),
+        (Multiply(), (7, 10)),
+        (Concat(0), (11, 6)),
+        (draw.dense(2, 4), (12,)),
+    )
+
+
 PIECEWISE: dict[str, Network] = {
     "relu": fully_connected(Relu(), seed=21),
     "one hidden layer": fully_connected(Relu(), widths=(3, 8, 2)),
@@ -218,6 +269,9 @@ PIECEWISE: dict[str, Network] = {
 SMOOTH: dict[str, Network] = {
     "sigmoid": fully_connected(Sigmoid(), seed=3),
     "tanh": fully_connected(Tanh(), seed=4),
+    "gelu": fully_connected(Gelu(), seed=6),
+    "attention": attention(),
+    "control": control(),
     "smooth and max": chain((3,), Draw(14).dense(6, 3), Sigmoid(), Reshape((2, 3)), MaxReduce(), Tanh(), Draw(15).dense(2, 2)),
 }
 ZOO = PIECEWISE | SMOOTH
