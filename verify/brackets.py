@@ -51,7 +51,7 @@ class Bracket:
     """The best radius of one image lies in [lower, upper], up to `tol` where it is `done`.
 
     reach: the gap at eps = 0, a hint from gradients. most: the largest radius looked for. proven_at: the eps of the call that proved
-    `lower`. curve: the calls made, by eps.
+    `lower`. curve: the calls made, by eps. hint: what the radius is expected to grow with (default: reach). seconds: spent on calls.
     """
 
     reach: float
@@ -60,7 +60,9 @@ class Bracket:
     lower: float = 0.0
     upper: float = field(init=False)
     proven_at: float = 0.0
+    hint: float = math.nan
     calls: int = 0
+    seconds: float = 0.0
     curve: list[Point] = field(default_factory=list)
     _widths: list[float] = field(default_factory=list)
     _side: int = 0
@@ -70,6 +72,14 @@ class Bracket:
     def __post_init__(self) -> None:
         self.upper = self.most
         self.reach = min(self.reach, 1e3 * self.most)
+        if math.isnan(self.hint):
+            self.hint = self.reach
+
+    def again(self, hint: float) -> Bracket:
+        """A search for a better radius of the same image, by planes that are expected to reach a little beyond `hint`."""
+        other = Bracket(self.reach, self.most, self.tol, lower=self.lower, proven_at=self.proven_at, hint=hint)
+        other.upper = self.most if self.upper > 0 else 0.0
+        return other
 
     @property
     def width(self) -> float:
@@ -116,8 +126,10 @@ class Bracket:
         return self._beside(self._crossing([*start, *inside], outside))
 
     def _first(self, finished: Finished | None) -> float:
-        guess = None if finished is None else finished.first(self.reach)
-        return min(0.4 * self.most, 0.5 * self.reach) if guess is None else guess
+        guess = None if finished is None else finished.first(self.hint)
+        if guess is None:
+            guess = 1.05 * self.hint if self.lower > 0 else min(0.4 * self.most, 0.5 * self.reach)
+        return max(guess, self.lower + 0.5 * self.tol)
 
     def _within(self, eps: float) -> float:
         edge = _EDGE * self.width
@@ -177,35 +189,36 @@ def _quadratic(*points: Point) -> float:
 
 
 class Finished:
-    """What finished searches teach the next ones: how radii follow from gradients, and how gaps fall on the way to the radius.
+    """What finished searches teach the next ones: how radii follow from hints (gradients, or the radii of other planes), and how gaps fall
+    on the way to the radius.
 
     A hint: it decides where calls are made, not what they prove.
     """
 
     def __init__(self) -> None:
-        self._reaches: list[float] = []
+        self._hints: list[float] = []
         self._radii: list[float] = []
         self._curves: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, bracket: Bracket) -> None:
         """Take a finished search in, if it met a zero."""
         radius = (bracket.lower + bracket.upper) / 2
-        if not (bracket.done and 0 < radius < bracket.most - bracket.tol and bracket.reach > 0):
+        if not (bracket.done and 0 < radius < bracket.most - bracket.tol and bracket.hint > 0 and bracket.calls > 0):
             return
-        self._reaches.append(math.log(bracket.reach))
+        self._hints.append(math.log(bracket.hint))
         self._radii.append(math.log(radius))
         points = sorted([*bracket.curve, Point(radius, 0.0)])
         slack = np.minimum.accumulate([p.gap / p.eps for p in points])
         self._curves.append((np.array([p.eps / radius for p in points]), slack))
 
-    def first(self, reach: float) -> float | None:
-        """The radius of an image with this reach, by a line through the logarithms; None if nothing is known."""
-        if not self._radii or reach <= 0:
+    def first(self, hint: float) -> float | None:
+        """The radius of an image with this hint, by a line through the logarithms; None if nothing is known."""
+        if not self._radii or hint <= 0:
             return None
-        x, y = np.array(self._reaches), np.array(self._radii)
+        x, y = np.array(self._hints), np.array(self._radii)
         shrink = _SHRINK / len(x)
         slope = (np.mean((x - x.mean()) * (y - y.mean())) + 0.5 * shrink) / (x.var() + shrink)
-        return math.exp(y.mean() + slope * (math.log(reach) - x.mean()))
+        return math.exp(y.mean() + slope * (math.log(hint) - x.mean()))
 
     def second(self, point: Point) -> float | None:
         """The radius of an image whose first call gave `point`; None if no finished image is like it.

@@ -41,7 +41,7 @@ _HALVINGS = 24
 """Steps of the search along the line to the image."""
 _FURTHER = (0.0, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
 """How much further out the original model is asked, where it does not agree with the search."""
-_WIDENINGS = 8
+_WIDENINGS = 12
 """Radii tried, each four times the last, before an image counts as one without adversaries."""
 _RIVALS = 9
 """Classes whose tangent planes at the image are looked at."""
@@ -261,8 +261,11 @@ class _Search:
             open_ = self.distance.isinf().nonzero().flatten()
             if not len(open_) or self.late():
                 return
-            self.descend(open_, radius.clamp(max=most), restarts=3)
-            radius = 4 * radius if bool((4 * radius[open_] < most).any()) else torch.full_like(radius, most)
+            last = bool((radius[open_] >= most).all())
+            self.descend(open_, radius.clamp(max=most), steps=50 if last else 20, restarts=10 if last else 3)
+            if last:
+                return
+            radius = 4 * radius
 
     def shrink(self) -> None:
         """Descents in balls a little smaller than the best adversary's distance."""
@@ -270,11 +273,11 @@ class _Search:
             open_ = self.distance.isfinite() & (self.distance > 0)
             while bool(open_.any()) and not self.late():
                 before = self.distance.clone()
-                self.descend(open_.nonzero().flatten(), share * self.distance, restarts=1)
+                self.descend(open_.nonzero().flatten(), share * self.distance, steps=20, restarts=1)
                 self.pull()
                 open_ &= self.distance < before
 
-    def descend(self, index: Tensor, radius: Tensor, restarts: int) -> None:
+    def descend(self, index: Tensor, radius: Tensor, *, steps: int, restarts: int) -> None:
         """Attack some images within their radius."""
         sides, like = None, self.center[index]
         if self.domain is not None:
@@ -283,7 +286,7 @@ class _Search:
         ball = LpBall(like, eps, self.norm, sides)  # type: ignore[arg-type]
         best = self.best[index].unflatten(1, self.shape).unsqueeze(1)
         goal = class_margins(self.labels[index], self.network.outputs)
-        attack = Pgd(steps=20, restarts=restarts, seed=self.how.seed)
+        attack = Pgd(steps, restarts, seed=self.how.seed)
         found = attack(self.network, ball, goal, starts=None if bool(best.isnan().any()) else best, deadline=self.deadline)
         points = torch.where(torch.isnan(self.best), self.anchor, self.best)
         points[index] = found.x.flatten(1)

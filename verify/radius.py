@@ -1,187 +1,341 @@
-"""Certified radii: how far every input can move before the proof of its class ends.
+"""Certified radii between two ends: how far an image can certainly move before its class changes, and how far it certainly cannot.
 
-Let d(eps) be the distance of the nearest plane of the envelope whose planes were computed on the ball of radius eps. Each bound call certifies
-the radius min(eps, d(eps)), and as d falls with eps, the best radius is the crossing d(eps) = eps: it lies between eps and d(eps), whichever
-is larger. The three searches differ in what they make of a call:
+    lower    no point of the domain within this distance has another class: proven by bounds, outward rounded (by a solver where it says so)
+    upper    the distance of a point of another class: found by `verify.minimal`, replayed on the original model
 
-    bisection    verified at eps or not                                  (Fast-Lin, CROWN)
-    pec          the partial certificate d(eps) as well                  (thesis Algorithm 3.5)
-    secant       both ends of the bracket from every call, and the next eps from the line through the last two
+Methods, each at least as strong as those before it, because a stronger one goes on from what the weaker ones have proven:
 
-All images of a batch advance in one bound call; finished ones leave it. Batches grow from four images to `Search.batch`, and tell the next
-ones where to look first. A radius is only ever returned with the call that proved it.
+    fastlin  Fast-Lin's planes, the bracketed secant                 pec   the same planes, thesis Algorithm 3.5
+    crown    then CROWN's planes
+    alpha    then alpha-CROWN's
+    exact    CROWN's, then a mixed-integer program whose optimum is the distance itself
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from bounds.crown import Crown
-from bounds.engine import BoundEngine
-from bounds.envelope import certified_radius as nearest_plane
-from bounds.envelope import distances
-from bounds.errors import SpecError
+from bounds import rounding
+from bounds.alpha import AlphaCrown
+from bounds.crown import Crown, FastLin, LinearEngine
+from bounds.engine import DEFAULT_MEMORY_MB, place
+from bounds.errors import ProofError, SpecError
 from bounds.network import Network
-from bounds.region import LpBall
-from verify.brackets import Bracket, Finished
-from verify.spec import Domain, class_margins
+from verify.brackets import Bracket
+from verify.exact_radius import exact_radius
+from verify.minimal import MinimalNorm
+from verify.radius_search import Method, Radii, Search, Task, certified_radii
+from verify.spec import Domain, robustness
 
-Method = Literal["bisection", "pec", "secant"]
-_MOST_CALLS = 100
-_PILOT = 4
-"""Images in the first batch of a secant search."""
-_RIVALS = 9
-"""Classes whose gradients are asked how far the boundary may be."""
+__all__ = ["Certificate", "Limits", "Method", "Radii", "Radius", "RadiusMethod", "Search", "certified_radii", "certified_radius"]
 
-
-@dataclass(frozen=True, eq=False)
-class Radii:
-    """Per image: `lower`, the certified radius (0: none, as for a misclassified image); `linearised_at`, the eps of the bound call that proved
-    it; `calls`, the bound calls spent on it; `finished`, whether the search reached its tolerance. Tensors (N,), float64 and int64."""
-
-    lower: Tensor
-    linearised_at: Tensor
-    calls: Tensor
-    finished: Tensor
+RadiusMethod = Literal["fastlin", "pec", "crown", "alpha", "exact"]
+_ENGINES: dict[str, tuple[str, ...]] = {
+    "fastlin": ("fastlin",),
+    "pec": ("fastlin",),
+    "crown": ("fastlin", "crown"),
+    "alpha": ("fastlin", "crown", "alpha"),
+    "exact": ("fastlin", "crown"),
+}
+_ATTACKED = 32
+"""Images attacked at once."""
+_ATTACK_SHARE = 0.3
+"""Of the time limit, for the attack."""
+_BOUND_SHARE = 0.6
+"""Of the time limit, until when bounds are computed where exact answers are wanted after them."""
+_BEYOND = 1.001
+"""How far past an adversary certificates are looked for: a sound bound gives none there."""
+_EXACT_TOL = 1e-6
+"""How close the ends of an exact answer are wanted, relative above 1."""
+_EVALUATION = 1e-7
+"""What evaluating a network in float64 may be off by, relative above 1."""
+INTERRUPTED, LATE, MISCLASSIFIED = "interrupted", "time limit", "misclassified"
+_OPEN = "open"
+_NOTES = {"optimal": "", "no adversary": "no adversary within the radius looked at"}
 
 
 @dataclass(frozen=True)
-class Search:
-    """How radii are searched.
+class Certificate:
+    """What proves a lower end: planes of `engine` on the ball of radius `eps`, or, for the engine "milp", a program (`eps` is then None).
 
-    method: see the module. tol: the search ends when the best radius is known within tol, in units of the input. most: the largest radius
-    looked for. batch: images bounded at once. deadline: a value of time.monotonic().
+    proof: "rigorous" (outward rounded all the way) or "solver" (rests on a MILP solver's tolerances).
     """
 
-    method: Method = "secant"
-    tol: float = 1e-4
-    most: float = 0.4
+    engine: str
+    eps: float | None
+    proof: Literal["rigorous", "solver"] = "rigorous"
+
+
+@dataclass(frozen=True, eq=False)
+class Radius:
+    """One image: lower <= the distance of the nearest point of the domain whose class is not `label` <= upper.
+
+    lower: 0 without a certificate. upper: inf without an adversary. exact: the distance where it is known, up to the tolerance (inf: the domain
+    holds no adversary). adversary: the point at `upper`, in the model's input type. bound_calls: bound calls that covered the image. seconds:
+    its share of the time. note: what there is to say: "misclassified", "time limit", "interrupted", "no adversary", ...; empty otherwise.
+    """
+
+    label: int
+    method: RadiusMethod
+    lower: float
+    upper: float
+    exact: float | None
+    certificate: Certificate | None
+    adversary: np.ndarray | None
+    bound_calls: int
+    seconds: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a call may use.
+
+    most: the largest radius of interest; without it, the adversary's distance or the whole domain. seconds: for everything; then the best ends
+    so far. attack: how upper ends are searched, on this device and with this seed. batch: images bounded at once. solver: of the method
+    "exact"; None for the default.
+    """
+
+    most: float | None = None
+    seconds: float | None = None
+    device: str = "cpu"
+    memory_mb: float = DEFAULT_MEMORY_MB
+    seed: int = 0
+    attack: MinimalNorm = field(default_factory=MinimalNorm)
     batch: int = 64
-    deadline: float | None = None
+    solver: str | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise SpecError(f"unknown search {self.method!r}; use one of {', '.join(get_args(Method))}")
-        if not (0 < self.most < math.inf):
+        if self.most is not None and not (0 < self.most < math.inf):
             raise SpecError(f"the largest radius must be positive and finite, got {self.most}")
-        if not self.tol >= 1e-9 * self.most:
-            raise SpecError(
-                f"a tolerance of {self.tol} is below what rounding lets the search tell apart; use at least {1e-9 * self.most:g}"
-            )
+        if self.seconds is not None and not self.seconds >= 0:
+            raise SpecError(f"the time limit must not be negative, got {self.seconds}")
 
 
-def certified_radii(
+def certified_radius(  # noqa: PLR0913 - keyword-only settings of one call
     network: Network,
-    images: Tensor,
-    labels: Tensor,
+    images: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray,
     *,
     norm: float = math.inf,
+    method: RadiusMethod = "crown",
     domain: Domain | None = (0.0, 1.0),
-    engine: BoundEngine | None = None,
-    search: Search | None = None,
-) -> Radii:
-    """The largest radii within which the class of each image is proven constant by `engine` (default CROWN).
+    tol: float = 1e-4,
+    limits: Limits = Limits(),
+    observe: Callable[[str], None] | None = None,
+) -> list[Radius]:
+    """How far each image can move in the domain, in the norm 1, 2 or inf, before its class may change: both ends for every image.
 
-    For every image and every x' of the domain with ||x' - x||_p <= lower: f(x')[label] > f(x')[j] for all j != label. images: (N,
-    *input_shape), labels: (N,), norm: 1, 2 or inf.
+    images: (N, *input_shape) in the domain; labels: (N,). tol: how exactly each engine's best radius is searched, in units of the input.
+    observe: told what is going on. After the time limit, or Ctrl-C, the best ends so far are returned and `note` says so.
 
-    Property: sound; the best radius of the engine within `search.tol` as long as its planes come closer when eps grows. Numerics: every
-    returned radius was checked with outward rounding.
+    Property: `lower` is sound up to what its certificate says, `upper` is a replayed adversary's; lower <= upper; a stronger method (see the
+    module) gives no smaller `lower` with the same tolerance and no time limit.
 
     Raises:
-        SpecError: labels out of range or a domain that an image leaves. RegionError: an unsupported norm.
+        SpecError: an unknown method or norm, labels out of range, images that do not fit, leave the domain or are not finite, a tolerance that
+            rounding would hide, no domain and nothing else that limits the radius.
+        ProofError: a certificate and a replayed adversary contradict each other. DeviceError, SolverMissingError, UnsupportedOpError.
     """
-    search, engine = search or Search(), engine or Crown()
-    _check_labels(network, labels)
-    task = _Task(network, images.to(torch.float64), labels, norm, domain, engine, search)
-    finished = Finished() if search.method == "secant" else None
-    brackets: list[Bracket] = []
-    while len(brackets) < len(labels):
-        size = search.batch if finished is None else min(search.batch, max(_PILOT, len(brackets)))
-        brackets += task.run(torch.arange(len(brackets), min(len(brackets) + size, len(labels))), finished)
-    lower, upper, proven_at = (
-        torch.tensor([getattr(b, name) for b in brackets], dtype=torch.float64) for name in ("lower", "upper", "proven_at")
-    )
-    calls = torch.tensor([b.calls for b in brackets], dtype=torch.int64)
-    return Radii(lower, proven_at, calls, upper - lower <= search.tol)
+    if method not in get_args(RadiusMethod):
+        raise SpecError(f"unknown method {method!r}; use one of {', '.join(get_args(RadiusMethod))}")
+    place(limits.device)
+    x, y = torch.as_tensor(images).detach().to("cpu", torch.float64), torch.as_tensor(labels).to("cpu", torch.int64)
+    if x.shape[1:] != network.input_shape or y.shape != x.shape[:1]:
+        raise SpecError(f"the network reads inputs of shape {network.input_shape}; got images {tuple(x.shape)} and labels {tuple(y.shape)}")
+    for image, label in zip(x, y.tolist(), strict=True):
+        robustness(image, label, 0.0, norm=norm, outputs=network.outputs, domain=domain)
+    ends = _Ends(network, x, y, norm, domain, limits, observe or (lambda _: None))
+    try:
+        ends.run(method, tol)
+    except KeyboardInterrupt:
+        ends.open_note = INTERRUPTED
+    return ends.result(method)
 
 
-def _check_labels(network: Network, labels: Tensor) -> None:
-    if bool((labels < 0).any()) or bool((labels >= network.outputs).any()):
-        raise SpecError(f"labels run from 0 to {network.outputs - 1}, got {int(labels.min())} to {int(labels.max())}")
-
-
-class _Task:
-    """The images of one search, and bound calls on some of them."""
+class _Ends:
+    """The two ends of every image's radius while they are being narrowed."""
 
     def __init__(
-        self, network: Network, images: Tensor, labels: Tensor, norm: float, domain: Domain | None, engine: BoundEngine, search: Search
+        self,
+        network: Network,
+        images: Tensor,
+        labels: Tensor,
+        norm: float,
+        domain: Domain | None,
+        limits: Limits,
+        observe: Callable[[str], None],
     ) -> None:
-        self.network, self.engine, self.search, self.norm = network, engine, search, norm
-        self.images, self.labels = images, labels
-        self.domain = None if domain is None else tuple(torch.as_tensor(side, dtype=torch.float64).expand_as(images) for side in domain)
-        self.dual = {1.0: math.inf, 2.0: 2.0}.get(norm, 1.0)
+        self.network, self.images, self.labels, self.norm, self.domain = network, images, labels, norm, domain
+        self.limits, self.observe, self.start = limits, observe, time.monotonic()
+        self.found = [Radius(label, "fastlin", 0.0, math.inf, None, None, None, 0, 0.0, _OPEN) for label in labels.tolist()]
+        self.open_note = LATE
 
-    def run(self, index: Tensor, finished: Finished | None) -> list[Bracket]:
-        """Narrow the brackets of some images to the tolerance; what was learned is added to `finished`."""
-        brackets = self.start(index)
-        while not self.late():
-            open_ = [i for i, b in enumerate(brackets) if not b.done and b.calls < _MOST_CALLS]
-            if not open_:
-                break
-            chosen = [brackets[i] for i in open_]
-            eps = [(b.lower + b.upper) / 2 if finished is None else b.next(finished) for b in chosen]
-            self.advance(index[open_], chosen, eps)
-        if finished is not None:
-            for bracket in brackets:
-                finished.add(bracket)
-        return brackets
+    def run(self, method: RadiusMethod, tol: float) -> None:
+        """All stages; what is found is kept after each image or batch."""
+        Search(tol=tol, most=self.limits.most or 1.0)
+        self.attack(self.deadline(_ATTACK_SHARE))
+        deadline = self.deadline(_BOUND_SHARE if method == "exact" else 1.0)
+        search: Method = "pec" if method == "pec" else "secant"
+        most = [self.most(index) for index in range(len(self.found))]
+        settings = Search(search, tol, max([*most, tol]), self.limits.batch, deadline)
+        brackets: list[Bracket] = []
+        for name in _ENGINES[method]:
+            task = Task(self.network, self.images, self.labels, self.norm, self.domain, self.engine(name, deadline), settings)
+            brackets = [b.again(b.lower) for b in brackets] or self.brackets(task, most)
+            try:
+                task.run(brackets, lambda done, name=name: self.observe(f"{name}: {done} of {len(self.found)} images"))  # type: ignore[misc]
+            finally:
+                for index, bracket in enumerate(brackets):
+                    self.take(index, bracket, name)
+        done = [bracket.done for bracket in brackets]
+        for index, found in enumerate(self.found):
+            if method == "exact" and found.exact is None and not self.late():
+                self.solve(index, min(tol, _EXACT_TOL))
+            elif found.note == _OPEN and (done[index] or not self.late()):
+                self.change(index, note="" if done[index] else "the search did not settle")
+
+    def result(self, method: RadiusMethod) -> list[Radius]:
+        """What is known, checked for contradictions."""
+        for index, found in enumerate(self.found):
+            note = self.open_note if found.note == _OPEN else found.note
+            self.found[index] = replace(found, method=method, lower=self.consistent(index, found), note=note)
+        return self.found
+
+    def deadline(self, share: float) -> float | None:
+        """When this share of the time is over, on time.monotonic()."""
+        return None if self.limits.seconds is None else self.start + share * self.limits.seconds
 
     def late(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.search.deadline is not None and time.monotonic() >= self.search.deadline
+        """Whether the time is over."""
+        end = self.deadline(1.0)
+        return end is not None and time.monotonic() >= end
 
-    def start(self, index: Tensor) -> list[Bracket]:
-        """Brackets from 0 to the largest radius looked for, or nothing for misclassified images; their reach from gradients."""
-        images, labels = self.images[index].requires_grad_(True), self.labels[index].unsqueeze(1)
-        with torch.enable_grad():
-            scores = self.network.to(torch.float64)(images).flatten(1)
-            gaps = (scores.gather(1, labels) - scores).scatter(1, labels, math.inf)
-            nearest = gaps.topk(min(_RIVALS, gaps.shape[1] - 1), largest=False)
-            wrong = nearest.values[:, 0] <= 0
-            reach = torch.full_like(nearest.values[:, 0], math.inf)
-            for gap in nearest.values.unbind(1) if self.search.method == "secant" else ():
-                (gradient,) = torch.autograd.grad(gap.sum(), images, retain_graph=True)
-                steep = torch.linalg.vector_norm(gradient.flatten(1), ord=self.dual, dim=1)
-                reach = torch.minimum(reach, gap.detach() / steep)
-        reach = reach.nan_to_num(nan=math.inf)
-        brackets = [Bracket(r, self.search.most, self.search.tol) for r in reach.tolist()]
-        for i in wrong.nonzero().flatten().tolist():
-            brackets[i].upper = 0.0
-        return brackets
+    def engine(self, name: str, deadline: float | None) -> LinearEngine:
+        """A bound engine by name."""
+        device, memory = self.limits.device, self.limits.memory_mb
+        if name == "alpha":
+            return AlphaCrown(device=device, memory_mb=memory, deadline=deadline, both=False)
+        return {"fastlin": FastLin, "crown": Crown}[name](device=device, memory_mb=memory, deadline=deadline)
 
-    def advance(self, index: Tensor, brackets: list[Bracket], eps: list[float]) -> None:
-        """One bound call for some images, each at its own eps."""
-        sides = None if self.domain is None else (self.domain[0][index], self.domain[1][index])
-        radius = torch.tensor(eps, dtype=torch.float64)
-        ball = LpBall(self.images[index], radius.reshape(-1, *([1] * (self.images.dim() - 1))), self.norm, sides)
-        found = self.engine(self.network, ball, class_margins(self.labels[index], self.network.outputs).C)
-        if found.linear is None:
-            raise SpecError("this engine gives no planes; certified radii need one that does, such as Crown or FastLin")
-        certified, reached = nearest_plane(found.linear, ball), distances(found.linear, ball).amin(-1)
-        if self.search.method == "bisection":
-            certified = torch.where(certified >= radius, certified, 0.0)
-        ceiling = torch.where(certified >= radius, self.search.most, radius)
-        if self.search.method == "secant":
-            ceiling = torch.minimum(ceiling, torch.maximum(reached, radius))
-        steep = torch.linalg.vector_norm(found.linear.lower_A.to(torch.float64).flatten(2), ord=self.dual, dim=-1)
-        gap = (found.objective.lower / steep.clamp_min(1e-300)).amin(-1)
-        columns = (column.tolist() for column in (certified, gap, ceiling))
-        for bracket, at, *row in zip(brackets, eps, *columns, strict=True):
-            bracket.record(at, *row)
+    def attack(self, deadline: float | None) -> None:
+        """Upper ends, a few images at a time."""
+        search = replace(self.limits.attack, seed=self.limits.seed, device=self.limits.device)
+        for start in range(0, len(self.found), _ATTACKED):
+            self.observe(f"attack: {start} of {len(self.found)} images")
+            part, begin = slice(start, start + _ATTACKED), time.monotonic()
+            hits = search(self.network, self.images[part], self.labels[part], norm=self.norm, domain=self.domain, deadline=deadline)
+            seconds = (time.monotonic() - begin) / len(hits.distance)
+            for index, (point, distance) in enumerate(zip(hits.points, hits.distance.tolist(), strict=True), start=start):
+                hit = math.isfinite(distance)
+                self.change(index, upper=distance, adversary=point if hit else None, seconds=seconds)
+                if distance == 0:
+                    self.change(index, exact=0.0, note=MISCLASSIFIED)
+
+    def change(self, index: int, **values: Any) -> None:
+        """Replace what is known about an image."""
+        self.found[index] = replace(self.found[index], **values)
+
+    def reach(self, index: int) -> float:
+        """No point of the domain is further from the image than this; inf without a domain."""
+        if self.domain is None:
+            return math.inf
+        image = self.images[index]
+        low, high = (torch.as_tensor(side, dtype=torch.float64).expand_as(image) for side in self.domain)
+        far = torch.linalg.vector_norm(torch.maximum(image - low, high - image).flatten(), ord=self.norm).item()
+        return far * (1 + 2 * rounding.gamma(image.numel() + 8, torch.float64))
+
+    def most(self, index: int) -> float:
+        """The largest radius worth looking at.
+
+        Raises:
+            SpecError: nothing limits it.
+        """
+        found = min(self.limits.most or math.inf, _BEYOND * self.found[index].upper, self.reach(index))
+        if math.isinf(found) and self.late():
+            return 1.0  # nothing will be looked at
+        if math.isinf(found):
+            raise SpecError(f"image {index}: no domain and no adversary limits the radius; give the largest radius of interest")
+        return found
+
+    def brackets(self, task: Task, most: list[float]) -> list[Bracket]:
+        """Where the first engine starts; images that float64 does not see as their label are misclassified too."""
+        made = task.brackets()
+        for index, (bracket, limit) in enumerate(zip(made, most, strict=True)):
+            if bracket.most == 0:
+                self.change(index, upper=0.0, exact=0.0, note=MISCLASSIFIED, adversary=None)
+            bracket.most = bracket.upper = min(bracket.most, limit)
+        return made
+
+    def take(self, index: int, bracket: Bracket, engine: str) -> None:
+        """What a search for one image has proven."""
+        found = self.found[index]
+        self.change(index, bound_calls=found.bound_calls + bracket.calls, seconds=found.seconds + bracket.seconds)
+        if bracket.lower > found.lower:
+            self.change(index, lower=bracket.lower, certificate=Certificate(engine, bracket.proven_at))
+        if bracket.lower >= self.reach(index):
+            self.change(index, lower=math.inf, exact=math.inf, note="no adversary in the domain")
+        elif bracket.lower > 0 and bracket.lower >= (self.limits.most or math.inf):
+            self.change(index, note="no adversary within the largest radius of interest")
+
+    def solve(self, index: int, tol: float) -> None:
+        """The exact distance of one image, within its share of the time that is left."""
+        found, total = self.found[index], self.deadline(1.0)
+        self.observe(f"exact: image {index + 1} of {len(self.found)}")
+        seconds = None if total is None else max(0.0, total - time.monotonic()) / (len(self.found) - index)
+        limits = self.limits
+        answer = exact_radius(
+            self.network,
+            self.images[index],
+            found.label,
+            norm=self.norm,
+            domain=self.domain,
+            lower=found.lower,
+            adversary=found.adversary,
+            most=limits.most or math.inf,
+            solver=limits.solver,
+            seconds=seconds,
+            tol=tol,
+            memory_mb=limits.memory_mb,
+        )
+        self.change(index, seconds=found.seconds + answer.seconds, note=_NOTES.get(answer.status, answer.reason or answer.status))
+        if answer.lower > found.lower:
+            self.change(index, lower=answer.lower, certificate=Certificate("milp", None, answer.proof))
+        if answer.upper < found.upper:
+            self.change(index, upper=answer.upper, adversary=answer.point)
+        if answer.status == "optimal" or math.isinf(answer.lower):
+            self.change(index, exact=self.found[index].upper)
+
+    def consistent(self, index: int, found: Radius) -> float:
+        """The lower end, which no adversary may contradict.
+
+        Raises:
+            ProofError: it does, by more than what the model's own arithmetic explains.
+        """
+        if found.lower < found.upper or found.lower == 0 or found.adversary is None:
+            return min(found.lower, found.upper)
+        center = self.images[index]
+        step = torch.from_numpy(found.adversary.astype(np.float64)) - center
+        # The adversary lies on the boundary; within the certified radius the line through it goes on.
+        points = torch.stack([center + step, center + found.lower / found.upper * step])
+        if self.domain is not None:
+            low, high = (torch.as_tensor(side, dtype=torch.float64) for side in self.domain)
+            points = points.clamp(low, high)
+        with torch.no_grad():
+            scores = self.network.to(torch.float64)(points).flatten(1)
+        own = scores[:, found.label].clone()
+        scores[:, found.label] = -math.inf
+        if bool((scores.amax(1) - own > _EVALUATION * (1 + own.abs())).any()):
+            raise ProofError(
+                f"image {index}: the radius {found.lower:.9g} is proven by {found.certificate}, but there is an adversary at {found.upper:.9g}:"
+                " a defect of this project; please report the network and the image"
+            )
+        return found.upper
