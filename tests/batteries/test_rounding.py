@@ -20,13 +20,17 @@ from bounds.crown import Crown, CrownIbp, FastLin
 from bounds.engine import BoundEngine, Bounds
 from bounds.ibp import Ibp
 from bounds.network import Network, Node
-from bounds.ops.affine import AddBranches, Linear
+from bounds.ops.affine import AddBranches, Linear, SubBranches
 from bounds.ops.base import Input, Op
+from bounds.ops.bilinear import Bilinear, MatrixProduct, Multiply
+from bounds.ops.functions import Cos, Erf, Exp, Gelu, Power, Sin
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, Relu
 from bounds.ops.shape import Reshape
 from bounds.ops.smooth import Sigmoid, Tanh
+from bounds.ops.softmax import LogSumExp
 from bounds.region import Box, LpBall, Region
 from bounds.trace import Trace
+from tests.bounds.networks import build
 
 Number = Any  # fmpq, or arb where the network is smooth
 DTYPES = [torch.float32, torch.float64]
@@ -136,6 +140,35 @@ def linear_chain(rng: torch.Generator) -> Network:
     return stack(3, *(Linear(gaussian(rng, *s) * scales(rng, *s, decades=2), gaussian(rng, s[0])) for s in ((7, 3), (7, 7), (4, 7))))
 
 
+def products(rng: torch.Generator, decades: float = 2.0, offset: float = 0.0) -> Network:
+    """Products of sums, multiplied once more with one of them behind a ReLU."""
+    first, second = (Linear(gaussian(rng, 4, 3) * scales(rng, 4, 3, decades=decades), gaussian(rng, 4) + offset) for _ in range(2))
+    mixed = Linear(gaussian(rng, 4, 4), gaussian(rng, 4))
+    layers = [(first, (0,)), (second, (0,)), (Multiply(), (1, 2)), (mixed, (3,)), (Relu(), (4,)), (Multiply(), (5, 2))]
+    return build((3,), *layers, (Linear(gaussian(rng, 2, 4)), (6,)))
+
+
+def matrices(rng: torch.Generator) -> Network:
+    """A 2 x 3 and a 3 x 2 matrix of sums, multiplied."""
+    first, second = (Linear(gaussian(rng, 6, 3) * scales(rng, 6, 3, decades=2), gaussian(rng, 6)) for _ in range(2))
+    shaped = [(first, (0,)), (second, (0,)), (Reshape((2, 3)), (1,)), (Reshape((3, 2)), (2,)), (MatrixProduct(), (3, 4))]
+    return build((3,), *shaped, (Reshape((4,)), (5,)), (Relu(), (6,)), (Linear(gaussian(rng, 2, 4)), (7,)))
+
+
+def quotients(rng: torch.Generator) -> Network:
+    """1 / (1 + h^2), multiplied with h."""
+    hidden, shift = Linear(gaussian(rng, 4, 3), gaussian(rng, 4)), Linear(torch.eye(4), torch.ones(4))
+    layers = [(hidden, (0,)), (Power(2.0), (1,)), (shift, (2,)), (Power(-1.0), (3,)), (Multiply(), (1, 4))]
+    return build((3,), *layers, (Linear(gaussian(rng, 2, 4)), (5,)))
+
+
+def softmax(rng: torch.Generator) -> Network:
+    """exp(x - LSE(x)) of three sums."""
+    hidden = Linear(gaussian(rng, 3, 3), gaussian(rng, 3))
+    layers = [(hidden, (0,)), (Reshape((1, 3)), (1,)), (LogSumExp(), (2,)), (SubBranches(), (1, 3)), (Exp(), (4,))]
+    return build((3,), *layers, (Linear(gaussian(rng, 2, 3)), (5,)))
+
+
 FAMILIES: dict[str, Callable[[torch.Generator], Network]] = {
     "plain": plain,
     "ill-scaled": ill_scaled,
@@ -148,10 +181,19 @@ FAMILIES: dict[str, Callable[[torch.Generator], Network]] = {
     "leaky": lambda rng: plain(rng, LeakyRelu(0.1)),
     "abs": lambda rng: plain(rng, Abs()),
     "clip": lambda rng: plain(rng, Clip(-0.3, 0.7)),
+    "products": products,
+    "cancelling-products": lambda rng: products(rng, 0.0, 1e4),
+    "matrices": matrices,
+    "quotients": quotients,
 }
 SMOOTH: dict[str, Callable[[torch.Generator], Network]] = {
     "sigmoid": lambda rng: plain(rng, Sigmoid()),
     "tanh": lambda rng: plain(rng, Tanh()),
+    "sine": lambda rng: plain(rng, Sin()),
+    "cosine": lambda rng: plain(rng, Cos()),
+    "erf": lambda rng: plain(rng, Erf()),
+    "gelu": lambda rng: plain(rng, Gelu()),
+    "softmax": softmax,
 }
 QUESTIONS = [(0, 0.0), (0, 0.05), (1, 1e-6), (1, 3.0)]
 """Seed and width of the regions: single points, neighbourhoods, wide boxes."""
@@ -178,6 +220,14 @@ def apply(op: Op, *xs: list[Number]) -> list[Number]:
         return [sum((w * v for w, v in zip(row, x, strict=True)), b) for row, b in zip(rows, offset, strict=True)]
     if isinstance(op, AddBranches):
         return [a + b for a, b in zip(*xs, strict=True)]
+    if isinstance(op, SubBranches):
+        return [a - xs[1][0] for a in x]
+    if isinstance(op, Multiply):
+        return [a * b for a, b in zip(*xs, strict=True)]
+    if isinstance(op, MatrixProduct):
+        return [sum((x[3 * i + t] * xs[1][2 * t + j] for t in range(3)), fmpq(0)) for i in range(2) for j in range(2)]
+    if isinstance(op, LogSumExp):
+        return [sum((v.exp() for v in x), arb(0)).log()]
     if isinstance(op, Reshape):
         return x
     if isinstance(op, MaxReduce):
@@ -189,6 +239,12 @@ def apply(op: Op, *xs: list[Number]) -> list[Number]:
         Clip: lambda v: min(max(v, exact(op.low)), exact(op.high)),  # type: ignore[attr-defined]
         Sigmoid: lambda v: 1 / (1 + (-v).exp()),
         Tanh: lambda v: v.tanh(),
+        Sin: lambda v: v.sin(),
+        Cos: lambda v: v.cos(),
+        Erf: lambda v: v.erf(),
+        Gelu: lambda v: v * (-v / arb(2).sqrt()).erfc() / 2,
+        Exp: lambda v: v.exp(),
+        Power: lambda v: v ** int(op.exponent),  # type: ignore[attr-defined]
     }
     return [scalar[type(op)](v) for v in x]
 
@@ -348,9 +404,13 @@ def escapes(family: str, engine: BoundEngine) -> int:
     return count
 
 
+EXECUTED = ["plain", "ill-scaled", "cancelling", "large-biases", "tiny", "residual", "leaky", "tanh", "sigmoid"]
+EXECUTED += ["products", "cancelling-products", "matrices", "quotients", "sine", "gelu", "softmax"]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("family", ["plain", "ill-scaled", "cancelling", "large-biases", "tiny", "residual", "leaky", "tanh", "sigmoid"])
+@pytest.mark.parametrize("family", EXECUTED)
 def test_any_order_bounds_hold_for_float32_executions(family: str, engine: str, dtype: torch.dtype) -> None:
     assert escapes(family, ENGINES[engine](dtype=dtype, semantics="float32-any-order")) == 0
 
@@ -393,6 +453,17 @@ def with_steeper_planes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Relu, "relax", mutated)
 
 
+def with_less_gap(patch: pytest.MonkeyPatch) -> None:
+    """The upper planes of products a little too low."""
+    relax = Bilinear.relax
+
+    def mutated(self: Bilinear, *args: Any, **kwargs: Any) -> Any:
+        planes = relax(self, *args, **kwargs)
+        return replace(planes, above=planes.above - 1e-3 * (planes.above - planes.below))
+
+    patch.setattr(Bilinear, "relax", mutated)
+
+
 @pytest.mark.parametrize(
     "plant, family, engine, dtype",
     [
@@ -404,6 +475,9 @@ def with_steeper_planes(patch: pytest.MonkeyPatch) -> None:
         (without_charges, "cancelling", "fastlin", torch.float32),
         (without_underflow, "tiny", "crown", torch.float32),
         (with_steeper_planes, "plain", "crown", torch.float64),
+        (with_less_gap, "products", "crown", torch.float64),
+        (with_less_gap, "matrices", "crown-walk-only", torch.float32),
+        (without_gamma, "cancelling-products", "crown", torch.float64),
     ],
 )
 def test_planted_bugs_are_caught(

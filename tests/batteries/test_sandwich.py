@@ -477,7 +477,21 @@ def test_any_order_is_wider_than_real(engine: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------------------ random networks
 
-ACTIVATIONS = [Relu(), LeakyRelu(0.25), LeakyRelu(-0.5), Clip(-0.5, 1.0), Clip(0.25), Abs(), Sigmoid(), Tanh(), Sin(), Cos(), Erf(), Gelu(), Sign()]
+ACTIVATIONS = [
+    Relu(),
+    LeakyRelu(0.25),
+    LeakyRelu(-0.5),
+    Clip(-0.5, 1.0),
+    Clip(0.25),
+    Abs(),
+    Sigmoid(),
+    Tanh(),
+    Sin(),
+    Cos(),
+    Erf(),
+    Gelu(),
+    Sign(),
+]
 
 
 @st.composite
