@@ -193,7 +193,7 @@ def test_forward_and_pull_agree_with_the_terms(case: Case) -> None:
 @each_case
 def test_counts(case: Case) -> None:
     ones = [torch.ones(1, *shape) for shape in case.shapes]
-    left, right = terms(case, *ones)
+    left, _ = terms(case, *ones)
     assert case.op.sums(*case.shapes) == int(case.op.forward(*ones).max())
     uses = [left.numel() // one.numel() for one in ones]
     assert case.op.uses(*case.shapes) >= max(uses)
