@@ -28,6 +28,7 @@ from bounds.engine import BoundEngine
 from bounds.envelope import certified_radius as nearest_plane
 from bounds.envelope import distances
 from bounds.errors import SpecError, TimeLimitError
+from bounds.linear import LinearBounds
 from bounds.network import Network
 from bounds.region import LpBall
 from verify.brackets import Bracket, Finished
@@ -185,22 +186,73 @@ class Task:
                 reach = torch.minimum(reach, gap.detach() / torch.linalg.vector_norm(gradient.flatten(1), ord=self.dual, dim=1))
         return nearest[:, 0].detach(), reach.nan_to_num(nan=math.inf, posinf=math.inf)
 
-    def advance(self, index: Tensor, brackets: list[Bracket], eps: list[float]) -> None:
-        """One bound call for some images, each at its own eps."""
+    def bound(self, index: Tensor, radius: Tensor) -> tuple[LpBall, LinearBounds, Tensor]:
+        """One bound call for some images, each on its ball: the balls, the planes of their margins, and what is proven of the margins.
+
+        index: (K,) of images, which may occur more than once; radius: (K,) float64.
+
+        Raises:
+            SpecError: the engine gives no planes.
+        """
         sides = None if self.domain is None else (self.domain[0][index], self.domain[1][index])
-        radius = torch.tensor(eps, dtype=torch.float64)
         ball = LpBall(self.images[index], radius.reshape(-1, *([1] * (self.images.dim() - 1))), self.norm, sides)
         found = self.engine(self.network, ball, class_margins(self.labels[index], self.network.outputs).C)
         if found.linear is None:
             raise SpecError("this engine gives no planes; certified radii need one that does, such as Crown or FastLin")
-        certified, reached = nearest_plane(found.linear, ball), distances(found.linear, ball).amin(-1)
+        return ball, found.linear, found.objective.lower
+
+    def advance(self, index: Tensor, brackets: list[Bracket], eps: list[float]) -> None:
+        """One bound call for some images, each at its own eps."""
+        radius = torch.tensor(eps, dtype=torch.float64)
+        ball, planes, lower = self.bound(index, radius)
+        certified = nearest_plane(planes, ball, lower).to(radius)
+        verified = certified >= radius
         if self.search.method == "bisection":
-            certified = torch.where(certified >= radius, certified, 0.0)
-        ceiling = torch.where(certified >= radius, self.search.most, radius)
-        if self.search.method == "secant":
-            ceiling = torch.minimum(ceiling, torch.maximum(reached, radius))
-        steep = torch.linalg.vector_norm(found.linear.lower_A.to(torch.float64).flatten(2), ord=self.dual, dim=-1)
-        gap = (found.objective.lower / steep.clamp_min(1e-300)).amin(-1)
+            certified = torch.where(verified, certified, 0.0)
+        ceiling = torch.where(verified, self.search.most, radius)
+        if self.search.method == "secant" and bool(verified.any()):
+            # Where the ball is cut, the search needs no distances beyond the one that is certified.
+            beyond = distances(_select(planes, verified), ball.select(verified)).amin(-1).to(radius)
+            ceiling[verified] = torch.maximum(beyond, radius[verified])
+        steep = torch.linalg.vector_norm(planes.lower_A.to(torch.float64).flatten(2), ord=self.dual, dim=-1)
+        gap = (lower.to(steep) / steep.clamp_min(1e-300)).amin(-1)
         columns = (column.tolist() for column in (certified, gap, ceiling))
         for bracket, at, *row in zip(brackets, eps, *columns, strict=True):
             bracket.record(at, *row)
+
+
+def _select(planes: LinearBounds, chosen: Tensor) -> LinearBounds:
+    """The planes of some sets of a batch."""
+    return LinearBounds(*(side[chosen.to(side.device)] for side in (planes.lower_A, planes.lower_b, planes.upper_A, planes.upper_b)))
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """What the bound calls on one image certify, by the eps of the linearisation. (K,) float64 each.
+
+    verdict: eps where the call proves the class on the whole ball, else 0, as Fast-Lin and CROWN. envelope: min(eps, the nearest plane).
+    Reference: thesis Figure 3.6.
+    """
+
+    eps: Tensor
+    verdict: Tensor
+    envelope: Tensor
+
+
+def certified_curve(task: Task, eps: Tensor, image: int = 0) -> Curve:
+    """The radii that bound calls linearised at each eps (K,) certify for one image of the task; all 0 where it is misclassified.
+
+    Property: sound. Numerics: rounded downward; every radius was checked with outward rounding.
+
+    Raises:
+        SpecError: an eps that is not positive and finite, an engine without planes.
+    """
+    radius = eps.to(torch.float64)
+    if not bool((radius.isfinite() & (radius > 0)).all()):
+        raise SpecError("every eps of a curve must be positive and finite")
+    reached = []
+    for part in radius.split(task.search.batch):
+        ball, planes, lower = task.bound(torch.full(part.shape, image), part)
+        reached.append(nearest_plane(planes, ball, lower).to(part))
+    envelope = torch.cat(reached) if reached else radius
+    return Curve(radius, torch.where(envelope >= radius, radius, 0.0), envelope)

@@ -16,7 +16,7 @@ from bounds.ops.affine import Linear
 from bounds.ops.base import Input
 from bounds.ops.piecewise import Relu
 from bounds.region import LpBall
-from verify.radius_search import Method, Search, certified_radii
+from verify.radius_search import Method, Search, Task, certified_curve, certified_radii
 from verify.spec import class_margins
 
 METHODS: tuple[Method, ...] = ("bisection", "pec", "secant")
@@ -127,3 +127,46 @@ def test_errors_name_the_argument() -> None:
         certified_radii(_random(), torch.zeros(1, 6), torch.tensor([3]))
     with pytest.raises(SpecError, match="no planes"):
         certified_radii(_random(), *_images(_random()), engine=Ibp())
+
+
+def _task(network: Network, norm: float, engine: Crown | FastLin | Ibp, domain: tuple[float, float] | None = (0.0, 1.0)) -> Task:
+    x, labels = _images(network, 3)
+    return Task(network, x, labels, norm, domain, engine, Search(batch=16))
+
+
+@pytest.mark.parametrize("norm", [1.0, 2.0, math.inf])
+def test_the_curve_has_two_phases_and_peaks_at_the_radius(norm: float) -> None:
+    """Thesis Figure 3.6: all of eps up to the radius, then nothing by verdicts and the ever nearer plane by the envelope."""
+    task = _task(_random(), norm, FastLin())
+    (radius,) = certified_radii(_random(), task.images[1:2], task.labels[1:2], norm=norm, engine=FastLin(), search=Search(most=2.0)).lower
+    eps = torch.linspace(0.0, 3.0, 41, dtype=torch.float64)[1:] * radius
+    curve = certified_curve(task, eps, 1)
+    proven = eps <= radius
+    assert (curve.eps == eps).all()
+    assert (curve.verdict[proven] == eps[proven]).all()
+    assert (curve.verdict[eps > radius + 1e-4] == 0).all()
+    assert (curve.envelope >= curve.verdict).all()
+    beyond = curve.envelope[eps > radius + 1e-4]
+    assert ((beyond > 0) & (beyond <= radius + 1e-4)).any()
+    assert beyond[0] >= beyond[-1]
+
+
+def test_the_curve_of_a_linear_network() -> None:
+    task = Task(_linear(), torch.zeros(1, 2).double(), torch.tensor([0]), 2.0, None, Crown(), Search())
+    curve = certified_curve(task, torch.tensor([0.1, 0.3]))
+    assert curve.verdict.tolist() == [pytest.approx(0.1), 0.0]
+    assert curve.envelope.tolist() == pytest.approx([0.1, 0.2], rel=1e-6)
+    assert curve.envelope[1] <= 0.2
+
+
+def test_the_curve_of_a_misclassified_image_is_flat() -> None:
+    task = _task(_random(), math.inf, Crown())
+    task.labels[0] = (task.labels[0] + 1) % 3
+    assert (certified_curve(task, torch.linspace(0.01, 0.4, 5)).envelope == 0).all()
+
+
+def test_curves_say_what_they_need() -> None:
+    with pytest.raises(SpecError, match="positive and finite"):
+        certified_curve(_task(_random(), math.inf, Crown()), torch.tensor([0.0, 0.1]))
+    with pytest.raises(SpecError, match="no planes"):
+        certified_curve(_task(_random(), math.inf, Ibp()), torch.tensor([0.1]))
