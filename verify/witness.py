@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import tempfile
@@ -17,22 +18,68 @@ if TYPE_CHECKING:
     from verify.verdict import Falsified
 
 
+_DESCRIPTORS = ("/dev/fd", "/proc/self/fd")
+"""Where a system keeps names of the descriptors that are open."""
+_MOST_LINKS = 40
+
+
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file so that it appears complete or not at all.
+
+    A link stays a link: the file it leads to is replaced. A device, a pipe or an open descriptor (/dev/stdout, /dev/fd/3) is written to
+    as it is, and stays what it is.
 
     Raises:
         OutputError: the folder is missing or not writable, the disk is full; the old file, if any, is unchanged.
     """
     path = Path(path)
+    try:
+        through = _descriptor(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+    if through is not None:
+        _write_through(path, through, data)
+    else:
+        _replace(path, Path(os.path.realpath(path)), data)
+
+
+def _descriptor(path: Path) -> int | None:
+    """A descriptor of what is no regular file, so that it must not be replaced: a device, a pipe, or a descriptor that is open already.
+
+    None for a regular file, a folder, or nothing there yet.
+    """
+    at = str(path)
+    for _ in range(_MOST_LINKS):
+        folder, name = os.path.split(os.path.abspath(at))
+        if folder in _DESCRIPTORS and name.isdecimal():
+            return os.dup(int(name))
+        if not os.path.islink(at):
+            break
+        at = os.path.join(folder, os.readlink(at))
+    else:
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return os.open(path, os.O_WRONLY) if special else None
+
+
+def _write_through(path: Path, descriptor: int, data: bytes) -> None:
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+
+
+def _replace(path: Path, target: Path, data: bytes) -> None:
     temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except OSError as error:
         raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); nothing was changed. Free space or choose another place"

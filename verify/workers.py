@@ -110,11 +110,12 @@ class Workers:
                 self._hand_out(slot)
 
     def _hand_out(self, slot: _Slot) -> None:
+        since = time.monotonic()  # before it is sent: the worker may begin, and this process be put off, at once
         try:
             slot.connection.send(self._waiting[0])
         except OSError:  # it died while idle; `_collect` will find it dead
             return
-        slot.order, slot.since = self._waiting.popleft(), time.monotonic()
+        slot.order, slot.since = self._waiting.popleft(), since
         slot.taken = slot.started = False
         slot.deadline = slot.since + self.load_s
         slot.grown_from = resident_mb(slot.process.pid or 0) or 0.0
