@@ -255,8 +255,9 @@ class _Search:
             return "optimal", ""
         if lower >= self.limit - self.tolerance / 4:
             return "no adversary", ""
-        reason = "; ".join(dict.fromkeys(self.reasons.values()))
-        return self.halted or "undecided", reason
+        reasons = dict.fromkeys(self.reasons.values())
+        short = any(text.startswith(Status.MEMORY_LIMIT.value) for text in reasons)
+        return self.halted or ("memory limit" if short else "undecided"), "; ".join(reasons)
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,10 +313,11 @@ class _Turn:
                 search.reasons[k] = f"the program does not reproduce the network: the answer of {solution.solver} is not used"
                 return False
             search.lower[k] = claim
-        if solution.status in (Status.UNKNOWN, Status.UNBOUNDED, Status.MEMORY_LIMIT) or (self.deadline is None and _stopped(solution)):
-            search.reasons[k] = f"{solution.status.value}{f' ({solution.detail})' if solution.status is Status.UNKNOWN else ''}"
-            return False
-        return solution.status is not Status.INFEASIBLE
+        late = solution.status is Status.TIME_LIMIT and self.deadline is not None
+        optimal = solution.status is Status.OPTIMAL and solution.x is not None
+        if not late and not optimal and solution.status is not Status.INFEASIBLE:
+            search.reasons[k] = f"{solution.status.value}{f' ({solution.detail})' if solution.detail else ''}"
+        return late or optimal
 
     @functools.cached_property
     def faithful(self) -> bool:
@@ -353,8 +355,10 @@ class _Turn:
             if solution.x is None:
                 return
             point = self.encoding.point(solution.x)
+            length = metric.length(point - metric.center.numpy())
             missing = tangent(point - metric.center.numpy())
-            if missing is None or metric.length(point - metric.center.numpy()) <= (solution.objective or 0.0) + search.tolerance / 8:
+            noise = max(search.tolerance / 8, 4 * solution.tolerances.feasibility * max(1.0, length))
+            if missing is None or length - (solution.objective or 0.0) <= noise:
                 search.incumbent.push(point)
                 return
             search.tangents.append(missing)
@@ -372,10 +376,6 @@ class _Turn:
 
     def left(self) -> float | None:
         return None if self.deadline is None else max(self.deadline - time.monotonic(), 0.0)
-
-
-def _stopped(solution: Solution) -> bool:
-    return solution.status in (Status.TIME_LIMIT, Status.INTERRUPTED)
 
 
 def _per_row(planes: LinearBounds, balls: LpBall) -> Tensor:
