@@ -91,12 +91,16 @@ class Bracket:
         """Whether the best radius is known within the tolerance."""
         return self.width <= self.tol
 
-    def record(self, eps: float, certified: float, gap: float, ceiling: float) -> None:
-        """One bound call: the radius it certified, its gap, and a number that no better radius exceeds."""
+    def record(self, eps: float, certified: float, gap: float) -> None:
+        """One bound call: the radius it certified, and its gap.
+
+        Only a call that fails lowers the upper end. The distance of the nearest plane would, too, if planes came nearer whenever eps grows; those
+        of networks trained with intervals now and then move away.
+        """
         verified = certified >= eps
         if certified > self.lower:
             self.lower, self.proven_at = certified, eps
-        self.upper = max(min(self.upper, ceiling), self.lower)
+        self.upper = max(self.upper if verified else min(self.upper, eps), self.lower)
         gap = min(max(gap, -1e3 * self.most), 1e3 * self.most)
         # Rounding may give the gap another sign than the verdict, which decides.
         gap = max(gap, 1e-12 * self.most) if verified else min(gap, -1e-12 * self.most)

@@ -1,12 +1,12 @@
 """Certified radii: how far every input can move before the proof of its class ends.
 
 Let d(eps) be the distance of the nearest plane of the envelope whose planes were computed on the ball of radius eps. Each bound call certifies
-the radius min(eps, d(eps)), and as d falls with eps, the best radius is the crossing d(eps) = eps: it lies between eps and d(eps), whichever
-is larger. The three searches differ in what they make of a call:
+the radius min(eps, d(eps)), and as d falls with eps, the best radius is the crossing d(eps) = eps. The three searches differ in what they make
+of a call:
 
     bisection    verified at eps or not                                  (Fast-Lin, CROWN)
     pec          the partial certificate d(eps) as well                  (thesis Algorithm 3.5)
-    secant       both ends of the bracket from every call, and the next eps from the line through the last two
+    secant       both, and the next eps from how far beyond the ball the planes of all calls so far are (`verify.brackets`)
 
 All images of a batch advance in one bound call; finished ones leave it. Batches grow from four images to `Search.batch`, and tell the next
 ones where to look first. A radius is only ever returned with the call that proved it.
@@ -26,7 +26,6 @@ from torch import Tensor
 from bounds.crown import Crown
 from bounds.engine import BoundEngine
 from bounds.envelope import certified_radius as nearest_plane
-from bounds.envelope import distances
 from bounds.errors import SpecError, TimeLimitError
 from bounds.linear import LinearBounds
 from bounds.network import Network
@@ -206,24 +205,12 @@ class Task:
         radius = torch.tensor(eps, dtype=torch.float64)
         ball, planes, lower = self.bound(index, radius)
         certified = nearest_plane(planes, ball, lower).to(radius)
-        verified = certified >= radius
         if self.search.method == "bisection":
-            certified = torch.where(verified, certified, 0.0)
-        ceiling = torch.where(verified, self.search.most, radius)
-        if self.search.method == "secant" and bool(verified.any()):
-            # Where the ball is cut, the search needs no distances beyond the one that is certified.
-            beyond = distances(_select(planes, verified), ball.select(verified)).amin(-1).to(radius)
-            ceiling[verified] = torch.maximum(beyond, radius[verified])
+            certified = torch.where(certified >= radius, certified, 0.0)
         steep = torch.linalg.vector_norm(planes.lower_A.to(torch.float64).flatten(2), ord=self.dual, dim=-1)
         gap = (lower.to(steep) / steep.clamp_min(1e-300)).amin(-1)
-        columns = (column.tolist() for column in (certified, gap, ceiling))
-        for bracket, at, *row in zip(brackets, eps, *columns, strict=True):
+        for bracket, at, *row in zip(brackets, eps, certified.tolist(), gap.tolist(), strict=True):
             bracket.record(at, *row)
-
-
-def _select(planes: LinearBounds, chosen: Tensor) -> LinearBounds:
-    """The planes of some sets of a batch."""
-    return LinearBounds(*(side[chosen.to(side.device)] for side in (planes.lower_A, planes.lower_b, planes.upper_A, planes.upper_b)))
 
 
 @dataclass(frozen=True, eq=False)

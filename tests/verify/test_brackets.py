@@ -31,7 +31,7 @@ def search(gap: Gap, finished: Finished | None = None, reach: float | None = Non
         assert bracket.lower <= eps <= bracket.upper
         value = gap(eps)
         distance = max(0.0, eps + value)
-        bracket.record(eps, min(eps, distance), value, max(eps, distance) if value > 0 else eps)
+        bracket.record(eps, min(eps, distance), value)
     return bracket
 
 
@@ -106,7 +106,17 @@ def test_only_searches_that_met_a_zero_teach() -> None:
 
 def test_rounding_does_not_confuse_the_sides() -> None:
     bracket = Bracket(0.2, MOST, TOL)
-    bracket.record(0.1, 0.1, -1e-18, MOST)
-    bracket.record(0.2, 0.0999, 1e-18, 0.2)
+    bracket.record(0.1, 0.1, -1e-18)
+    bracket.record(0.2, 0.0999, 1e-18)
     assert [p.gap > 0 for p in bracket.curve] == [True, False]
     assert bracket.proven_at == 0.1
+
+
+def test_planes_that_move_away_do_not_end_a_search_early() -> None:
+    """Calls certify eps up to 0.1, but the nearest plane is at 0.08 + eps / 5 only: at eps = 0.05 it is at 0.09."""
+    bracket = Bracket(0.08, MOST, TOL)
+    while not bracket.done and bracket.calls < 30:
+        eps = bracket.next()
+        bracket.record(eps, min(eps, 0.08 + eps / 5), 0.08 - 0.8 * eps)
+    assert bracket.done
+    assert bracket.lower >= 0.1 - TOL  # more, where a plane beyond the crossing is further away still
