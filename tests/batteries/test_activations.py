@@ -23,6 +23,7 @@ from bounds.linear import Relaxation
 from bounds.ops.base import Activation, Slopes
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, PRelu, Relu
 from bounds.ops.smooth import Sigmoid, Smooth, Tanh
+from bounds.ops.substituted import Line, Substituted, SubstitutedPiecewise
 from tests.batteries.test_curves import COVERED as CURVES
 
 DTYPES = [torch.float32, torch.float64]
@@ -69,6 +70,7 @@ PIECEWISE = [
     Case(Clip(-0.3, 0.7), clipped(-0.3, 0.7), (-0.3, 0.7)),
     Case(Clip(-math.inf, 1.0), clipped(-math.inf, 1.0), (1.0,)),
     Case(Clip(torch.tensor(-1.0), torch.tensor(math.inf)), clipped(-1.0, math.inf), (-1.0,)),
+    Case(SubstitutedPiecewise(Clip(-1.0, 1.0), torch.tensor(False), TENTH, TENTH), clipped(-1.0, 1.0), (-1.0, 1.0)),
     Case(Clip(torch.tensor(0.1), TENTH + 1), clipped(float(TENTH), float(TENTH + 1)), (float(TENTH), float(TENTH + 1))),
 ]
 SMOOTH: list[Smooth] = [Sigmoid(), Tanh()]
@@ -87,7 +89,9 @@ def concrete_activations() -> set[type]:
 
 
 def test_every_activation_is_in_this_battery() -> None:
-    covered = {type(case.op) for case in PIECEWISE} | {type(op) for op in SMOOTH} | {MaxReduce} | CURVES
+    covered = (
+        {type(case.op) for case in PIECEWISE} | {type(op) for op in SMOOTH} | {MaxReduce, Line, Substituted} | CURVES
+    )  # the lines have tests/bounds/test_substituted.py
     assert covered == concrete_activations()
 
 
