@@ -47,10 +47,19 @@ class SplitInput:
     name: str = "split"
     kind: str = "bounds"
 
+    def skips(self, query: Query) -> str | None:
+        """See `verify.stages.Selective`."""
+        box = _as_box(query.specification.region)
+        if box is None:
+            return "the region is no box"
+        varying = int((box.lower < box.upper).sum())
+        if varying == 0:
+            return "no input varies"
+        return None if varying <= self.most_inputs else f"{varying} inputs vary, more than {self.most_inputs}"
+
     def __call__(self, query: Query) -> Verdict | Query:
-        region = query.specification.region
-        box = _as_box(region)
-        if box is None or not 0 < int((box.lower < box.upper).sum()) <= self.most_inputs:
+        box = _as_box(query.specification.region)
+        if box is None or self.skips(query) is not None:
             return query
         left = query.options.remaining()
         deadline = None if left is None else time.monotonic() + self.share * left

@@ -119,6 +119,10 @@ def verify(  # noqa: PLR0913 - one argument an option
     confirm: Annotated[
         bool, typer.Option("--confirm", help="Let a second solver agree before a solver's proof counts as verified.")
     ] = False,
+    effort: Annotated[
+        str, typer.Option(help="quick (attack and bounds only), normal or thorough (longer attacks and ascents).")
+    ] = "normal",
+    explained: Annotated[bool, typer.Option("--explain", help="Tell what every stage did and why, on stderr or as a JSON field.")] = False,
     threads: Annotated[int, typer.Option(help="Threads for bounds and attacks.", min=1)] = 1,
     as_json: Json = False,
     timeout: Timeout = None,
@@ -128,13 +132,13 @@ def verify(  # noqa: PLR0913 - one argument an option
 ) -> int:
     """Answer a question: verified, falsified or unknown."""
     start = time.monotonic()
-    from verify.command import Run, Settings, choose, read_semantics, second_solver
+    from verify.command import Run, Settings, choose, read_effort, read_semantics, second_solver
     from verify.questions import read_memory
 
     source = choose(spec, dataset, data_dir, index, norm, eps)
     second = second_solver() if confirm else None
     meaning, memory = read_semantics(semantics), read_memory(memory_limit)
-    settings = Settings(timeout, device, memory, seed, meaning, second, counterexample, threads)
+    settings = Settings(timeout, device, memory, seed, meaning, second, counterexample, threads, read_effort(effort), explained)
     return Run(settings.check(), _print, as_json).verify(model, source, start)
 
 

@@ -14,12 +14,12 @@ import torch
 from bounds.engine import DEFAULT_MEMORY_MB, place
 from bounds.errors import OutputError, RingfenceError, SolverMissingError, SpecError
 from bounds.network import Network
-from verify import exits
+from verify import account, exits
 from verify.document import to_json
 from verify.output import Answer, counterexample_path, describe_all, say
 from verify.progress import progress
 from verify.questions import Question, Robustness, from_file
-from verify.run import verify
+from verify.run import Effort, verify
 from verify.verdict import Falsified, Semantics, Unknown
 from verify.witness import write_counterexample
 
@@ -59,7 +59,8 @@ def choose(spec: Path | None, dataset: str | None, folder: Path | None, index: s
 
 @dataclass(frozen=True)
 class Settings:
-    """What limits a run. `counterexample`: where witnesses are written, if anywhere. See `verify.run.verify` for the rest.
+    """What limits a run. `counterexample`: where witnesses are written, if anywhere. `explain`: tell what every stage did. See
+    `verify.run.verify` for the rest.
 
     `threads`: of torch. One is the default because a question is many small operations, which gain nothing from more threads and lose much
     where another process wants the same cores.
@@ -73,6 +74,8 @@ class Settings:
     confirm: str | None = None
     counterexample: Path | None = None
     threads: int = 1
+    effort: Effort = "normal"
+    explain: bool = False
 
     def check(self) -> Settings:
         """These settings, if they can be met here.
@@ -115,6 +118,18 @@ def read_semantics(text: str) -> Semantics:
     raise SpecError(f"unknown semantics {text!r}; use {' or '.join(get_args(Semantics))}")
 
 
+def read_effort(text: str) -> Effort:
+    """How much is tried.
+
+    Raises:
+        SpecError: an unknown name.
+    """
+    for known in get_args(Effort):
+        if text == known:
+            return known
+    raise SpecError(f"unknown effort {text!r}; use {', '.join(get_args(Effort)[:-1])} or {get_args(Effort)[-1]}")
+
+
 @dataclass(frozen=True)
 class Run:
     """A run of `ringfence verify`; `tell` prints a line of text or the JSON document."""
@@ -137,6 +152,7 @@ class Run:
                 load = 0.0
                 if not self.as_json:
                     self.tell(say(answers[-1]))
+                    _explain(answers[-1])
                 self._keep_witness(answers[-1], several=len(questions) > 1)
         except KeyboardInterrupt:
             interrupted = True
@@ -160,6 +176,7 @@ class Run:
                     seed=settings.seed,
                     semantics=settings.semantics,
                     confirm=settings.confirm,
+                    effort=settings.effort,
                     observe=observe,
                 )
         except RingfenceError as error:
@@ -169,7 +186,8 @@ class Run:
             seconds = _seconds({}, load, time.monotonic() - begin)
             return Answer(Unknown(str(error)), seconds, settings.semantics, question.index, question.label, str(error))
         seconds = _seconds(result.seconds, load, result.seconds["total"])
-        return Answer(result.verdict, seconds, settings.semantics, question.index, question.label)
+        stages = result.stages if settings.explain else None
+        return Answer(result.verdict, seconds, settings.semantics, question.index, question.label, stages=stages)
 
     def _keep_witness(self, answer: Answer, *, several: bool) -> None:
         path = self.settings.counterexample
@@ -179,6 +197,13 @@ class Run:
         write_counterexample(path, answer.verdict)
         if not self.as_json:
             self.tell(f"           counterexample written to {path}")
+
+
+def _explain(answer: Answer) -> None:
+    """What every stage did, on stderr, if that was asked for."""
+    if answer.stages:
+        sys.stderr.write("".join(f"    {line}\n" for line in account.explain(answer.stages).splitlines()))
+        sys.stderr.flush()
 
 
 def _seconds(spent: dict[str, float], load: float, total: float) -> dict[str, float]:

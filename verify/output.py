@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from verify import exits
+from verify import account, exits
+from verify.account import StageRecord
 from verify.document import SCHEMA
 from verify.verdict import Falsified, Unknown, Verdict, Verified
 
@@ -20,6 +21,7 @@ class Answer:
     """One question's verdict and how long it took. `index` and `label` are those of the data set's image, if there is one.
 
     `seconds` has the keys load, attack, bounds, milp and total. `error`: what stopped the question, when it ended in an error.
+    stages: what every stage did, where that is to be told.
     """
 
     verdict: Verdict
@@ -28,6 +30,7 @@ class Answer:
     index: int | None = None
     label: int | None = None
     error: str | None = None
+    stages: tuple[StageRecord, ...] | None = None
 
     @property
     def code(self) -> int:
@@ -59,6 +62,8 @@ def describe(answer: Answer) -> dict[str, Any]:
         if verdict.rounded:
             document["counterexample"]["rounded"] = list(verdict.rounded)
     document["seconds"] = dict(answer.seconds)
+    if answer.stages is not None:
+        document["stages"] = account.describe(answer.stages)
     return document
 
 

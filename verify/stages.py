@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -170,6 +170,14 @@ class Stage(Protocol):
         """Decide the query, or return it better informed. Limits reached inside are noted, never raised."""
 
 
+@runtime_checkable
+class Selective(Protocol):
+    """A stage that is not for every query. Asked first by the run, so that the reason is known; called all the same it returns the query."""
+
+    def skips(self, query: Query) -> str | None:
+        """Why the stage would hand the query on untouched, or None."""
+
+
 @dataclass(frozen=True)
 class Falsify:
     """Search for a counterexample with an attack and replay it."""
@@ -259,11 +267,17 @@ class Tighten:
     name: str = "lp"
     kind: str = "milp"
 
+    def skips(self, query: Query) -> str | None:
+        """See `Selective`."""
+        if query.options.semantics != "real":
+            return "linear programs prove real arithmetic only, not float32-any-order"
+        return None if query.intervals else "no engine has bounded the neurons"
+
     def __call__(self, query: Query) -> Verdict | Query:
         from milp.program import Limits
         from milp.tighten import Effort, tighten
 
-        if query.options.semantics != "real" or not query.intervals:
+        if self.skips(query) is not None:
             return query
         options = query.options
         engine = Crown(torch.float64, semantics=options.semantics, memory_mb=options.memory_mb, deadline=options.deadline)
@@ -304,12 +318,17 @@ class Exact:
     name: str = "milp"
     kind: str = "milp"
 
+    def skips(self, query: Query) -> str | None:
+        """See `Selective`."""
+        unstable = query.unstable
+        return f"{unstable} neurons are unstable, more than {self.most_unstable:.0f}" if unstable > self.most_unstable else None
+
     def __call__(self, query: Query) -> Verdict | Query:
         if query.options.semantics != "real":
             return query.noting("the exact stage proves real arithmetic only, not float32-any-order")
         if not query.intervals:
             return query.noting("the exact stage needs bounds of every node, and no engine finished")
-        if query.unstable > self.most_unstable:
+        if self.skips(query) is not None:
             return query
         from milp.prove import most_promising_first
         from milp.solvers import default_solver, get_solver

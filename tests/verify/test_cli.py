@@ -371,6 +371,28 @@ def test_every_command_takes_the_common_options(run: Runner, net: Path, safe: Pa
     assert "schema" in json.loads(out)
 
 
+def test_explain_tells_what_every_stage_did(run: Runner, net: Path, safe: Path) -> None:
+    code, out, err = run("verify", net, safe, "--explain")
+    assert code == 0
+    assert out.count("\n") == 1
+    head, *rows = err.splitlines()
+    assert head.split()[0] == "stage"
+    assert rows[-1].split()[-1] == "verified"
+    code, out, err = run("verify", net, safe, "--explain", "--json")
+    assert (code, err) == (0, "")
+    stages = json.loads(out)["stages"]
+    assert len(stages) == len(rows)
+    assert (stages[-1]["stage"], stages[-1]["outcome"]) == (json.loads(out)["decided_by"], "verified")
+    assert "stages" not in json.loads(run("verify", net, safe, "--json")[1])
+
+
+def test_effort_is_one_of_three(run: Runner, net: Path, safe: Path) -> None:
+    assert run("verify", net, safe, "--effort", "quick")[0] == 0
+    code, out, err = run("verify", net, safe, "--effort", "lots")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "quick, normal or thorough" in err
+
+
 def test_interrupt_keeps_what_is_known(run: Runner, root: Path, digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import verify.command
 
