@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from bounds.engine import DEFAULT_MEMORY_MB
 from bounds.errors import DataError, SpecError
 from bounds.network import Network
-from verify.datasets import load_dataset
+from verify.datasets import Dataset, load_dataset, parse_index
 from verify.spec import Property, robustness
 from verify.vnnlib import load_property
 
@@ -62,6 +65,30 @@ class Robustness:
         for index, x in zip(chosen, pixels, strict=True):
             label = int(data.labels[index])
             yield Question((robustness(x, label, self.eps, norm=norm, outputs=network.outputs),), index, label)
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of a data set as a network reads them. index: their numbers in the test set; pixels: (N, *input_shape) float64 in [0, 1]; labels:
+    (N,) int64."""
+
+    index: list[int]
+    pixels: Tensor
+    labels: Tensor
+
+
+def read_images(data: Dataset, index: str, network: Network) -> Images:
+    """The images that `index` names, as typed: "7", "0:10", "3,7,9".
+
+    Raises:
+        DataError: the index is not of that form or out of range. SpecError: the images or a label do not fit the network.
+    """
+    chosen = parse_index(index, len(data))
+    pixels = torch.from_numpy(data.pixels(chosen, network.input_shape)).to(torch.float64)
+    labels = torch.as_tensor([int(data.labels[number]) for number in chosen])
+    if int(labels.max()) >= network.outputs:
+        raise SpecError(f"label {int(labels.max())} is out of range: the network has {network.outputs} outputs")
+    return Images(chosen, pixels, labels)
 
 
 def read_norm(text: str) -> float:

@@ -19,9 +19,10 @@ from bounds.ibp import Ibp
 from bounds.network import Network
 from bounds.nonuniform import Domain, Goal, Method, NonUniform, Search, largest_region, mean_direction
 from verify import exits
-from verify.datasets import load_dataset, parse_index
+from verify.datasets import load_dataset
 from verify.document import SCHEMA, to_json
 from verify.pictures import BoundingMap, as_picture, check_picture, draw_bounding_map
+from verify.questions import read_images
 from verify.spec import class_margins
 
 ENGINES: dict[str, type[Crown | FastLin | CrownIbp | Ibp]] = {"crown": Crown, "fastlin": FastLin, "crown-ibp": CrownIbp, "ibp": Ibp}
@@ -187,16 +188,13 @@ class Command:
         """One image after the other."""
         question, settings = self.question, self.settings
         data = load_dataset(question.dataset, question.folder)
-        chosen, engine, goal = parse_index(question.index, len(data)), settings.build(), question.goal()
+        engine, goal = settings.build(), question.goal()
         network = Network.from_onnx(self.model)
-        pixels = torch.from_numpy(data.pixels(chosen, network.input_shape)).to(torch.float64)
-        if self.plot is not None and as_picture(pixels[0].numpy()) is None:
+        images = read_images(data, question.index, network)
+        if self.plot is not None and as_picture(images.pixels[0].numpy()) is None:
             raise OutputError(f"inputs of shape {network.input_shape} are no picture; leave --plot out")
-        labels = torch.as_tensor([int(data.labels[index]) for index in chosen])
-        if int(labels.max()) >= network.outputs:
-            raise SpecError(f"label {int(labels.max())} is out of range: the network has {network.outputs} outputs")
         met: list[Tensor] = []
-        for index, x, label in zip(chosen, pixels, labels, strict=True):
+        for index, x, label in zip(images.index, images.pixels, images.labels, strict=True):
             begin = time.monotonic()
             C, x = class_margins(label.reshape(1), network.outputs).C, x.unsqueeze(0)
             limit = None if settings.timeout is None else begin + settings.timeout
