@@ -110,7 +110,7 @@ def _incremental(builder: Builder, z: Expression, curve: Curve, which: Array) ->
     lengths = _difference_up(ends, knots)
     s = builder.variables(np.zeros(count), below)
     d = np.stack([builder.variables(np.zeros(count), length) for length in lengths])
-    b = np.stack([builder.binaries(count) for _ in numbers])
+    b = np.stack([builder.binaries(which) for _ in numbers])
     steps = entries(count, builder.columns, (row, s, 1.0), *((row, column, -1.0) for column in d))
     builder.define(z, steps, knots[0])
     width = builder.columns
@@ -173,7 +173,7 @@ def encode_max(builder: Builder, x: Expression, bounds: tuple[Array, Array], tap
     others[row, tap] = -np.inf
     gap = np.maximum(_difference_up(others.max(axis=1), lower[several][window, tap]), 0.0)
     p = builder.variables(np.zeros(count), gap)
-    c = builder.binaries(count)
+    c = builder.binaries(several[window])
     builder.define(x.take(several[window] * taps + tap), entries(count, builder.columns, (row, p, 1.0), (row, y[window], -1.0)))
     builder.rows(entries(count, builder.columns, (row, p, 1.0), (row, c, gap)), -np.inf, gap)
     builder.rows(entries(several.size, builder.columns, (window, c, 1.0)), 1.0, 1.0)

@@ -42,6 +42,15 @@ class Expression:
         return self.matrix @ x[: self.matrix.shape[1]] + self.constant
 
 
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """Which neurons the binaries decide: for each binary the node of its activation, the element of it (flattened) and the column; (k,)."""
+
+    nodes: Array
+    elements: Array
+    columns: Array
+
+
 def widen(matrix: sparse.csr_matrix, columns: int) -> sparse.csr_matrix:
     """The same matrix with empty columns appended, sharing its data."""
     if matrix.shape[1] == columns:
@@ -75,6 +84,7 @@ class Builder:
         self._integer: list[Array] = []
         self._levels: list[Array] = []
         self._rows: list[tuple[sparse.csr_matrix, Array, Array]] = []
+        self._gates: list[Gates] = []
         self._entries = 0
         self._limit = memory_mb * 2**20 / _BYTES_PER_ENTRY
         self.columns = 0
@@ -91,9 +101,15 @@ class Builder:
         self.columns += size
         return np.arange(self.columns - size, self.columns)
 
-    def binaries(self, size: int) -> Array:
-        """Add variables in {0, 1}; returns their column numbers."""
-        return self.variables(np.zeros(size), np.ones(size), integer=True)
+    def binaries(self, elements: Array) -> Array:
+        """Add one variable in {0, 1} for each of these elements of the current node; returns their column numbers."""
+        columns = self.variables(np.zeros(elements.size), np.ones(elements.size), integer=True)
+        self._gates.append(Gates(np.full(elements.size, self.level), elements, columns))
+        return columns
+
+    def gates(self) -> Gates:
+        """What every binary so far stands for."""
+        return Gates(*(_join([getattr(part, side) for part in self._gates], int) for side in ("nodes", "elements", "columns")))
 
     def rows(self, matrix: sparse.csr_matrix, lower: Array | float, upper: Array | float) -> None:
         """Add rows lower <= matrix x <= upper.

@@ -38,7 +38,7 @@ from bounds.linear import Halfspaces
 from bounds.network import Network
 from bounds.ops.base import product
 from bounds.region import Region
-from milp.builder import Expression, entries, widen
+from milp.builder import Expression, Gates, entries, widen
 from milp.inputs import Inputs
 from milp.program import Array, Program
 from milp.walk import Walk
@@ -57,13 +57,14 @@ class Encoding:
     """A program and what its variables mean.
 
     values: for each encoded node the expression of its flattened values (rows where `wanted` is False are not meaningful).
-    inputs: how a point of the program becomes a point of the region.
+    inputs: how a point of the program becomes a point of the region. gates: which neuron each binary decides.
     """
 
     program: Program
     inputs: Inputs
     values: dict[int, Expression]
     wanted: dict[int, Array]
+    gates: Gates
 
     @property
     def binaries(self) -> int:
@@ -181,7 +182,7 @@ def _objective(walk: Walk, margins: Expression) -> tuple[Array, float]:
 
 def _finish(walk: Walk, objective: Array, constant: float, relaxed: bool) -> Encoding:
     program = walk.builder.program(objective, constant)
-    return Encoding(program.relaxed() if relaxed else program, walk.inputs, walk.values, walk.wanted)
+    return Encoding(program.relaxed() if relaxed else program, walk.inputs, walk.values, walk.wanted, walk.builder.gates())
 
 
 def _as_arrays(network: Network, intervals: Intervals) -> dict[int, tuple[Array, Array]]:
