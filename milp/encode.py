@@ -24,7 +24,7 @@ form Vielma, Mixed integer linear programming formulation techniques, SIAM Revie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from milp.leaf import Assumption
 
 Intervals = Mapping[int, Interval] | Sequence[Interval]
+Pruned = Mapping[int, Tensor | Array]
+"""Index of an activation's node -> mask of the elements that are relaxed, in the shape of the node."""
 DEFAULT_MEMORY_MB = 2048.0
 _PRICE = 1e3
 """Price of a unit by which an assumption is missed, relative to the largest coefficient of the objective."""
@@ -70,6 +72,17 @@ class Encoding:
     def binaries(self) -> int:
         """Number of integer variables."""
         return int(self.program.integer.sum())
+
+    def loosened(self, pruned: Pruned) -> Encoding:
+        """The same encoding without the integrality of the pruned neurons' binaries: they are left in the convex hull of their rows, which for
+        ReLU is the triangle. Its optimum is a lower bound of this one's."""
+        if not pruned:
+            return self
+        masks = {index: np.asarray(mask, dtype=bool).reshape(-1) for index, mask in pruned.items()}
+        loose = [n in masks and masks[n][e] for n, e in zip(self.gates.nodes.tolist(), self.gates.elements.tolist(), strict=True)]
+        integer = self.program.integer.copy()
+        integer[self.gates.columns[np.array(loose, dtype=bool)]] = False
+        return replace(self, program=replace(self.program, integer=integer))
 
     def point(self, x: Array) -> Array:
         """The input (float64, the network's input shape) that a point of the program stands for, clipped into the region's box."""
@@ -98,14 +111,31 @@ def encode(
         UnsupportedOpError: an activation without an exact form. MemoryLimitError: the program does not fit. ShapeError: a wrong shape.
         NumericsError: an interval is NaN, infinite or reversed.
     """
-    normals, offsets = unsafe.C.double().cpu().numpy(), unsafe.d.double().cpu().numpy()
+    return encode_all(network, region, [unsafe], intervals, relaxed=relaxed, memory_mb=memory_mb)[0]
+
+
+def encode_all(
+    network: Network,
+    region: Region,
+    unsafe: Sequence[Halfspaces],
+    intervals: Intervals,
+    *,
+    relaxed: bool = False,
+    memory_mb: float = DEFAULT_MEMORY_MB,
+) -> list[Encoding]:
+    """As `encode` for each of several unsafe sets; the programs share their variables and rows and differ in the objective only."""
+    normals, offsets = (
+        np.concatenate([side.double().cpu().numpy() for side in sides]) for sides in ([u.C for u in unsafe], [u.d for u in unsafe])
+    )
     if normals.shape[1:] != (network.outputs,) or offsets.shape != normals.shape[:1]:
         raise ShapeError(f"half-spaces of shapes {normals.shape} and {offsets.shape} do not fit a network with {network.outputs} outputs")
     last = len(network.nodes) - 1
     walk = _walk(network, region, intervals, relaxed, memory_mb, {last: (normals != 0).any(axis=0)})
     margins = walk.multiply([sparse.csr_matrix(normals)], [walk.values[last]], -offsets)
-    objective, constant = _objective(walk, margins)
-    return _finish(walk, objective, constant, relaxed)
+    stops = np.cumsum([u.C.shape[0] for u in unsafe])
+    objectives = [_objective(walk, margins.take(rows)) for rows in np.split(np.arange(margins.size), stops[:-1])]
+    first = _finish(walk, *objectives[0], relaxed)
+    return [replace(first, program=first.program.with_objective(_pad(c, first.program.columns), constant)) for c, constant in objectives]
 
 
 def encode_node(
@@ -180,8 +210,12 @@ def _objective(walk: Walk, margins: Expression) -> tuple[Array, float]:
     return objective, 0.0
 
 
+def _pad(objective: Array, columns: int) -> Array:
+    return np.concatenate([objective, np.zeros(columns - objective.size)])
+
+
 def _finish(walk: Walk, objective: Array, constant: float, relaxed: bool) -> Encoding:
-    program = walk.builder.program(objective, constant)
+    program = walk.builder.program(_pad(objective, walk.builder.columns), constant)
     return Encoding(program.relaxed() if relaxed else program, walk.inputs, walk.values, walk.wanted, walk.builder.gates())
 
 

@@ -87,14 +87,14 @@ def prove(
         encoding = encode(network, region, unsafe, intervals, memory_mb=memory)
     except UnsupportedOpError as error:
         encoding = encode(network, region, unsafe, intervals, relaxed=True, memory_mb=memory)
-        relaxed = _Question(network, region, unsafe, encoding, solver, limits, start).relaxation([])
+        relaxed = Question(network, region, unsafe, encoding, solver, limits, start).relaxation([])
         return relaxed if relaxed.status != "undecided" else replace(relaxed, reason=str(error))
-    return _Question(network, region, unsafe, encoding, solver, limits, start).answer(confirm)
+    return Question(network, region, unsafe, encoding, solver, limits, start).answer(confirm)
 
 
 @dataclass(frozen=True, eq=False)
-class _Question:
-    """One call of `prove`."""
+class Question:
+    """One unsafe set and its program. start: when the seconds of `limits` began, on time.perf_counter's clock."""
 
     network: Network
     region: Region
@@ -111,17 +111,17 @@ class _Question:
             return relaxed
         if self._out_of_time():
             return replace(relaxed, reason=Status.TIME_LIMIT.value)
-        exact = self._exact(cuts, relaxed.bound)
+        exact, _ = self.exact(cuts, relaxed.bound, self.encoding.program)
         if exact.status != "proved" or confirm is None:
             return exact
-        return self._confirmed(exact, confirm, cuts)
+        return self.confirmed(exact, confirm, cuts, self.encoding.program)
 
-    def relaxation(self, cuts: list[Cut]) -> Outcome:
-        """The linear relaxation, refined by cuts where the region is a ball."""
+    def relaxation(self, cuts: list[Cut], session: LpSession | None = None) -> Outcome:
+        """The linear relaxation, refined by cuts where the region is a ball. session: a live one of the same rows, cuts included."""
         best: float | None = None
         program = self.encoding.program
         try:
-            session: LpSession = lp_session(program)
+            session = session or lp_session(program)
         except SolverMissingError:
             return self._outcome("undecided", None, reason="no linear solver is installed")
         for _ in range(_ROUNDS):
@@ -139,10 +139,19 @@ class _Question:
             session.add_rows(*cut_rows(self.encoding.inputs, [cut], program.columns))
         return self._outcome("undecided", best, proof="rigorous", reason="the linear relaxation does not decide")
 
-    def _exact(self, cuts: list[Cut], bound: float | None) -> Outcome:
-        """The exact program, solved again with one more cut as long as its answer is a point outside the ball."""
+    def exact(self, cuts: list[Cut], bound: float | None, program: Program) -> tuple[Outcome, Array | None]:
+        """The program, solved again with one more cut as long as its answer is a point outside the ball; and the solver's last point.
+
+        program: the encoding's own, or one that lacks integrality of some binaries: a proof about it is one about the network.
+        """
+        outcome, x = self._exact(cuts, bound, program)
+        return replace(outcome, binaries=int(program.integer.sum())), x
+
+    def _exact(self, cuts: list[Cut], bound: float | None, program: Program) -> tuple[Outcome, Array | None]:
+        x = None
         for _ in range(_ROUNDS):
-            solution = self._solve(self.solver, cuts)
+            solution = self._solve(self.solver, cuts, program)
+            x = solution.x if solution.x is not None else x
             bound = _larger(bound, solution.dual_bound)
             if _settles(solution):
                 center = self.region.origin[0].double().cpu().numpy()
@@ -151,29 +160,28 @@ class _Question:
                     reason = (
                         "the program does not reproduce the network at the region's centre: the intervals are wrong or too wide to solve"
                     )
-                    return self._outcome("undecided", None, tolerances=solution.tolerances, reason=reason)
-                return self._outcome("proved", bound, tolerances=solution.tolerances)
+                    return self._outcome("undecided", None, tolerances=solution.tolerances, reason=reason), x
+                return self._outcome("proved", bound, tolerances=solution.tolerances), x
             point = None if solution.x is None else self._candidate(solution.x)
             if point is not None:
-                return self._outcome("point", bound, point, tolerances=solution.tolerances)
+                return self._outcome("point", bound, point, tolerances=solution.tolerances), x
             cut = None if solution.x is None else ball_cut(self.encoding.inputs, solution.x)
             if cut is None or self._out_of_time():
-                return self._outcome("undecided", bound, tolerances=solution.tolerances, reason=_why(solution))
+                return self._outcome("undecided", bound, tolerances=solution.tolerances, reason=_why(solution)), x
             cuts.append(cut)
-        return self._outcome("undecided", bound, reason=f"{_ROUNDS} tangent cuts did not separate the ball from the unsafe set")
+        return self._outcome("undecided", bound, reason=f"{_ROUNDS} tangent cuts did not separate the ball from the unsafe set"), x
 
-    def _confirmed(self, outcome: Outcome, confirm: Solver, cuts: list[Cut]) -> Outcome:
+    def confirmed(self, outcome: Outcome, confirm: Solver, cuts: list[Cut], program: Program) -> Outcome:
         """The outcome if the second solver's dual bound is positive too, else undecided."""
         if self._out_of_time():
             return replace(outcome, status="undecided", reason=f"no time was left for {confirm.name} to confirm {self.solver.name}'s proof")
-        second = self._solve(confirm, cuts)
+        second = self._solve(confirm, cuts, program)
         if _settles(second):
             return replace(outcome, confirmed_by=f"{confirm.name} ({second.tolerances})", seconds=self._seconds())
         reason = f"{self.solver.name} found a proof that {confirm.name} did not confirm: {second.detail or second.status.value}"
         return replace(outcome, status="undecided", bound=None, reason=reason, seconds=self._seconds())
 
-    def _solve(self, solver: Solver, cuts: list[Cut]) -> Solution:
-        program: Program = self.encoding.program
+    def _solve(self, solver: Solver, cuts: list[Cut], program: Program) -> Solution:
         if cuts:
             program = program.with_rows(*cut_rows(self.encoding.inputs, cuts, program.columns))
         limits = Limits(self._left(), self.limits.memory_mb)

@@ -370,29 +370,29 @@ class Exact:
         except MemoryLimitError as error:
             return query.noting(f"{self.name}: memory limit ({error})")
         if found.status == "proved":
-            return _closed(query, number, found)
+            return closing(query, number, found)
         if found.point is not None:
             witness = confirm(query.network, specification, [found.point], self.name, rounded=True)
             if witness is not None:
                 return witness
             query = query.meeting(torch.from_numpy(found.point))
         if found.proof == "rigorous" and found.bound is not None:
-            query = replace(query, lower=_raised(query, number, found.bound))
+            query = replace(query, lower=raised(query, number, found.bound))
         reason = found.reason if found.status != "point" else "the solver's point violates the property only within its tolerances"
         return query.noting(f"{self.name}: {reason}")
 
 
-def _closed(query: Query, number: int, found: Outcome) -> Query:
-    """The query with one set proven impossible by the exact stage."""
+def closing(query: Query, number: int, found: Outcome) -> Query:
+    """The query with one set proven impossible by an exact answer."""
     closed = query.closed.clone()
     closed[number] = True
-    lower = query.lower if found.bound is None else _raised(query, number, found.bound)
+    lower = query.lower if found.bound is None else raised(query, number, found.bound)
     proof = _weaker(query.proof, found.proof)
     details = query.details if str(found) in query.details else (*query.details, str(found))
     return replace(query, closed=closed, lower=lower, proof=proof, details=details)
 
 
-def _raised(query: Query, number: int, bound: float) -> Tensor:
+def raised(query: Query, number: int, bound: float) -> Tensor:
     """The lower bounds after a bound of one set's margin; a set of several rows has no single row to raise."""
     lower, (start, stop) = query.lower.clone(), query.goal.ranges[number]
     if stop - start == 1:

@@ -1,0 +1,153 @@
+"""The stage that brings neurons back as binaries until the question is decided (see milp/refine.py), and what relaxed neurons say of distances.
+
+All open unsafe sets go through the rounds together: the linear relaxation of each, then a program with a few binaries of each, and so on. What is
+proven closes a set; the points where the programs are lowest are tried as counterexamples, as they are and as starts of an attack.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bounds.errors import MemoryLimitError, SolverError, UnsupportedOpError
+from milp.program import Limits
+from milp.prove import Outcome, most_promising_first
+from milp.refine import Plan, Refinement, refinements
+from milp.solvers import default_solver, get_solver
+from verify.attack import Pgd, falsify
+from verify.stages import Query, closing, raised
+from verify.verdict import Falsified, Verdict, confirm
+
+if TYPE_CHECKING:
+    from milp.program import Solver
+
+_DESCENT = Pgd(steps=30, restarts=1)
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Decide the open unsafe sets by programs with as few binaries as it takes.
+
+    solver: its name, None for the default. seconds: for all sets together; None for all that is left. most_unstable: with more unstable neurons
+    the stage hands the query on untouched. plan: how many binaries come back at a time.
+
+    Property: as the exact stage: a proof is sound up to the solver's tolerances, a counterexample is replayed; complete up to the limits for
+    piecewise-linear networks, because at worst every binary comes back.
+    """
+
+    solver: str | None = None
+    seconds: float | None = None
+    most_unstable: float = float("inf")
+    plan: Plan = field(default_factory=Plan)
+    name: str = "refine"
+    kind: str = "milp"
+
+    def skips(self, query: Query) -> str | None:
+        """See `verify.stages.Selective`."""
+        if query.options.semantics != "real":
+            return "mixed-integer programs prove real arithmetic only, not float32-any-order"
+        if not query.intervals:
+            return "no engine has bounded the neurons"
+        unstable = query.unstable
+        return f"{unstable} neurons are unstable, more than {self.most_unstable:.0f}" if unstable > self.most_unstable else None
+
+    def __call__(self, query: Query) -> Verdict | Query:
+        if self.skips(query) is not None:
+            return query
+        try:
+            solver = default_solver() if self.solver is None else get_solver(self.solver)
+            second = get_solver(query.options.confirm) if query.options.confirm else None
+        except SolverError as error:
+            return query.noting(str(error))
+        if second is not None and second.name == solver.name:
+            return query.noting(f"a proof by {solver.name} cannot be confirmed by {second.name} itself; name another solver")
+        try:
+            return _Rounds(self, query, solver, second).run()
+        except (UnsupportedOpError, SolverError) as error:
+            return query.noting(f"{self.name}: {error}")
+        except MemoryLimitError as error:
+            return query.noting(f"{self.name}: memory limit ({error})")
+
+
+class _Rounds:
+    """One call of the stage."""
+
+    def __init__(self, stage: Refine, query: Query, solver: Solver, second: Solver | None) -> None:
+        self.stage, self.query, self.second = stage, query, second
+        budget = query.options.budget(stage.seconds)
+        self.end = None if budget is None else time.monotonic() + budget
+        goal, specification = query.goal, query.specification
+        bounds = goal.per_set(query.lower - goal.d.to(query.lower)).tolist()
+        numbers = [k for k in most_promising_first(bounds) if not bool(query.closed[k])]
+        sets = [specification.unsafe[k] for k in numbers]
+        limits = Limits(budget, query.options.memory_mb)
+        made = refinements(query.network, specification.region, sets, query.intervals, solver, limits, stage.plan)
+        self.active: dict[int, Refinement] = dict(zip(numbers, made, strict=True))
+        self.used = 0
+
+    def run(self) -> Verdict | Query:
+        while self.active:
+            for number in list(self.active):
+                if self.end is not None and time.monotonic() >= self.end:
+                    return self.query.noting("time limit")
+                found = self.step(number)
+                if found is not None:
+                    return found
+            hit = self.attack()
+            if hit is not None:
+                return hit
+        query = self.query
+        if not bool(query.closed.all()):
+            return query
+        used = [f"at most {self.used} of {query.unstable} unstable neurons as binaries"] if self.used else []
+        return query.verified(self.stage.name, "; ".join([*query.details, *used]))
+
+    def step(self, number: int) -> Falsified | None:
+        """One round of one unsafe set."""
+        refinement = self.active[number]
+        outcome = refinement.step(self.second)
+        self.used = max(self.used, refinement.binaries)
+        if outcome.status == "proved":
+            self.query = closing(self.query, number, outcome)
+            del self.active[number]
+            return None
+        witness = self.replayed(outcome)
+        if witness is not None:
+            return witness
+        if outcome.proof == "rigorous" and outcome.bound is not None:
+            self.query = replace(self.query, lower=raised(self.query, number, outcome.bound))
+        if outcome.status == "point":
+            self.give_up(number, "the solver's point violates the property only within its tolerances")
+        elif refinement.exhausted:
+            self.give_up(number, outcome.reason)
+        return None
+
+    def give_up(self, number: int, reason: str) -> None:
+        """Leave a set to later stages."""
+        del self.active[number]
+        self.query = self.query.noting(f"{self.stage.name}: {reason}")
+
+    def replayed(self, outcome: Outcome) -> Falsified | None:
+        """A round's candidate on the original model."""
+        if outcome.point is None:
+            return None
+        witness = confirm(self.query.network, self.query.specification, [outcome.point], self.stage.name, rounded=True)
+        if witness is None:
+            self.query = self.query.meeting(torch.from_numpy(outcome.point))
+        return witness
+
+    def attack(self) -> Falsified | None:
+        """The points at which the programs of this round are lowest, as starts."""
+        points = [refinement.point for refinement in self.active.values() if refinement.point is not None]
+        if not points:
+            return None
+        starts = torch.from_numpy(np.stack(points))[None]
+        found, best = falsify(self.query.network, self.query.specification, _DESCENT, starts=starts, deadline=self.end, rounded=True)
+        if found is None:
+            self.query = self.query.meeting(best.x[0])
+            return None
+        return found
