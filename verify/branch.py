@@ -233,6 +233,8 @@ class _Search:
 
     def _candidates(self, batch: _Batch, bound: Tensor) -> list[Tensor]:
         """For every part the neurons whose relaxation costs its best row most, (t, 3) each."""
+        if not self.activations:
+            return [torch.zeros(0, 3, dtype=torch.float64)] * (int(batch.owner[-1]) + 1)
         seen = batch.problem.coefficients(batch.alphas, batch.betas)
         losses, points = [], []
         for activation in self.activations:

@@ -144,6 +144,18 @@ def test_limits() -> None:
     assert SplitNeurons()(untouched) is untouched
 
 
+@pytest.mark.parametrize("threshold, kind", [(-2.001, Verified), (-1.999, Falsified)])
+def test_a_network_with_nothing_to_split(threshold: float, kind: type) -> None:
+    """Every activation is stable, two rows must be excluded together: x + 3 and y + 3 are both low in different corners only."""
+    network = chain(
+        (2,), Linear(torch.eye(2), torch.full((2,), 3.0)), Relu(), Linear(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.zeros(2))
+    )
+    question = asked(network, Box(-torch.ones(1, 2), torch.ones(1, 2)), [[1.0, 0.0]], [threshold])
+    assert isinstance(verify(network, question, stages=(IBP, SplitNeurons())).verdict, kind)
+    both = asked(network, Box(-torch.ones(1, 2), torch.ones(1, 2)), [[1.0, 0.0], [0.0, 1.0]], [threshold + 1.9] * 2, together=True)
+    assert isinstance(verify(network, both, stages=(IBP, SplitNeurons())).verdict, Verified)
+
+
 def test_a_leaf_is_decided_by_its_linear_program() -> None:
     """Without a step of the ascent multipliers stay zero, and a part's half-spaces count for nothing before its linear program."""
     box = Box(torch.tensor([[-1.0, -0.7]]), torch.tensor([[0.9, 1.1]]))
