@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bounds.errors import DataError, SpecError
+from bounds.errors import DataError, OutputError, SpecError
 from verify import exits
 from verify.document import SCHEMA, to_json
 from verify.records import VERDICTS, Instance, Outcome
@@ -18,6 +18,7 @@ from verify.results import Results
 from verify.suites import IMAGE_SUITES, LIST, families, find_lists, read_suite
 from verify.sweep import Count, Engine, Observer, Sweep, Tally
 from verify.tasks import Normalisation, Task
+from verify.witness import check_place
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,7 +101,13 @@ class Bench:
     report: Path | None = None
 
     def run(self) -> int:
-        """Ask what is left, sum up, and return the exit code."""
+        """Ask what is left, sum up, and return the exit code.
+
+        Raises:
+            DataError: rows contradict each other. OutputError: results or the page cannot be put where they should go. Both before anything
+            is asked.
+        """
+        self._check()
         tally, interrupted = Tally(), False
         with Results.write(self.out) as results, _watch(tally, self.engine, self._tell_line) as observe:
             try:
@@ -108,11 +115,25 @@ class Bench:
             except KeyboardInterrupt:
                 interrupted = True
         self.tell(to_json(self._document(tally, interrupted)) if self.as_json else self._text(tally))
-        if self.report is not None and not interrupted:
-            self._write_report(self.report)
         if interrupted:
             sys.stderr.write(f"ringfence: interrupted; {tally.all.done} answers kept in {self.out}; the same command goes on\n")
-        return _code(tally, interrupted)
+        code = _code(tally, interrupted)
+        if self.report is None or interrupted:
+            return code
+        try:
+            self._write_report(self.report)
+        except OutputError as error:  # the page can be made again, and the verdicts say more
+            sys.stderr.write(f"ringfence: {error}; make the page with: ringfence report {self.out} --html PAGE\n")
+            return code or exits.ERROR
+        return code
+
+    def _check(self) -> None:
+        """What would be noticed only when everything has been asked, or leave an empty file behind."""
+        _ = self.sweep.orders
+        if self.report is not None:
+            check_place(self.report)
+            if self.report.resolve() == self.out.resolve():
+                raise OutputError(f"{self.out} cannot hold both the results and the page; name another file with --report")
 
     def _tell_line(self, line: str) -> None:
         if not self.as_json:

@@ -18,14 +18,13 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from bounds.errors import OutputError
 from verify.document import to_json
 from verify.records import Row
 from verify.report_data import Answers, Selection, families, identity, seconds, select, summarise, wrong
 from verify.report_export import compare, describe
 from verify.report_pictures import bounding_map, colour_bar, counterexample
 from verify.results import Results
-from verify.witness import write_atomically
+from verify.witness import check_place, write_atomically
 
 SCRIPTS = ("data.js", "charts.js", "plots.js", "pictures.js", "table.js", "page.js")
 """Put into the page in this order, as one script."""
@@ -67,8 +66,7 @@ def write_html(results: Path, html: Path, against: Path | None = None, configura
 
 def write_page(selection: Selection, results: Path, html: Path) -> None:
     """Write the report of what was selected from `results`."""
-    if html.exists() and not html.is_file():
-        raise OutputError(f"cannot write {html}: it is a folder or a device; name a file")
+    check_place(html)
     write_atomically(html, render(selection, results).encode())
 
 

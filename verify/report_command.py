@@ -12,7 +12,7 @@ from verify.document import to_json
 from verify.report import write_page
 from verify.report_data import Selection, select
 from verify.report_export import document, say, to_csv
-from verify.witness import write_atomically
+from verify.witness import check_place, write_atomically
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,11 @@ class Report:
     def _check(self, outputs: list[Path]) -> None:
         taken = {path.resolve() for path in (self.results, self.against) if path is not None}
         for path in outputs:
-            if not path.parent.is_dir():
-                raise OutputError(f"cannot write {path}: no folder {path.parent}; create it or name another")
-            if path.exists() and not path.is_file():
-                # A device would be replaced by the file, as files are moved into their place when they are complete.
-                raise OutputError(f"cannot write {path}: it is a folder or a device; name a file")
+            check_place(path)
             if path.resolve() in taken:
                 raise OutputError(f"{path} is named twice, and writing it would destroy what is read; name another file")
             taken.add(path.resolve())
 
     def _text(self, selection: Selection, outputs: list[Path]) -> str:
-        return "\n".join([say(selection), *(f"{path} written ({path.stat().st_size / 1e6:.2f} MB)" for path in outputs)])
+        files = [path for path in outputs if path.is_file()]  # a device or a pipe has no size
+        return "\n".join([say(selection), *(f"{path} written ({path.stat().st_size / 1e6:.2f} MB)" for path in files)])

@@ -28,6 +28,7 @@ import numpy as np
 from bounds.errors import OutputError, ResultsError
 from verify.document import to_json
 from verify.records import SECONDS, VERDICTS, Configuration, Instance, Outcome, Row, Run, RunInfo
+from verify.witness import check_place
 
 APPLICATION = 0x52464E43
 """What SQLite's header says the file is ("RFNC")."""
@@ -115,8 +116,9 @@ class Results:
             ResultsError: another process writes to it, it is no results file, or one of another version. OutputError: it cannot be made.
         """
         path = Path(path)
-        if not path.parent.is_dir():
-            raise OutputError(f"cannot write {path}: no folder {path.parent}; create it or name another")
+        check_place(path)
+        if path.exists() and not path.is_file():
+            raise OutputError(f"cannot write {path}: it is a device; name a file")
         lock = _lock(path)
         try:
             connection = _connect(path, f"{path.absolute().as_uri()}?mode=rwc")
@@ -259,7 +261,8 @@ def _lock(path: Path) -> sqlite3.Connection:
 
     SQLite's own file locks are used because they exist on every system that SQLite runs on.
     """
-    beside = path.with_name(path.name + ".lock")
+    real = path.resolve()  # one lock for a file, whatever links lead to it
+    beside = real.with_name(real.name + ".lock")
     try:
         lock = sqlite3.connect(beside, timeout=0.0, isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")

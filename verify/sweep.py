@@ -109,6 +109,7 @@ class Sweep:
         options: dict[str, Any] = {"timeout": self.timeout, **vars(self.settings)}
         return Configuration(TOOL, _version(), options)
 
+    @functools.cached_property
     def orders(self) -> tuple[list[Order], int]:
         """One order for every key, and how many tasks were the same as an earlier one.
 
@@ -133,7 +134,7 @@ class Sweep:
             OutputError: a result cannot be stored. WorkerError: the engine cannot work. KeyboardInterrupt: whatever is stored is kept.
         """
         tally = Tally() if tally is None else tally
-        orders, tally.repeated = self.orders()
+        orders, tally.repeated = self.orders
         number = results.configuration(self.configuration)
         run = results.begin(RunInfo(self.suite, type(engine).__name__.lower(), engine.count, revision(), machine()))
         status = "failed"

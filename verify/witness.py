@@ -43,6 +43,18 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         _replace(path, Path(os.path.realpath(path)), data)
 
 
+def check_place(path: Path) -> None:
+    """See that a file can be put there before the work that fills it begins.
+
+    Raises:
+        OutputError: its folder is missing, or it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: no folder {path.parent}; create it or name another")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name a file")
+
+
 def _descriptor(path: Path) -> int | None:
     """A descriptor of what is no regular file, so that it must not be replaced: a device, a pipe, or a descriptor that is open already.
 

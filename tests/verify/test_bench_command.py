@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bounds.errors import ClusterError, SpecError
+from bounds.errors import ClusterError, OutputError, SpecError
 from tests.mnist_files import write_mnist
 from tests.verify.test_cli import dense, question
 from tests.verify.test_sweep import Inline
@@ -206,6 +207,97 @@ def test_a_page_at_the_end(run: Runner, tmp_path: Path, inline: Inline) -> None:
     assert (tmp_path / "page.html").exists()
     assert "report" not in run("bench", folder, "--no-report", "--out", "quiet.sqlite")[1]
     assert not (tmp_path / "quiet.html").exists()
+
+
+def test_a_page_that_cannot_be_written_hides_no_verdict(
+    run: Runner, tmp_path: Path, inline: Inline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: object, **settings: object) -> None:
+        raise OutputError("page: cannot be written")
+
+    monkeypatch.setattr("verify.report.write_html", full)
+    for verdict, expected_code in (("verified,sat", 4), ("verified", 2)):
+        code, out, err = run("bench", words(tmp_path, verdict), "--out", f"{expected_code}.sqlite")
+        assert code == expected_code
+        assert f"results in {expected_code}.sqlite" in out
+        assert f"page: cannot be written; make the page with: ringfence report {expected_code}.sqlite --html PAGE" in err
+        with Results.read(tmp_path / f"{expected_code}.sqlite") as results:
+            assert [row.outcome.verdict for row in results.rows()] == ["verified"]
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (("--report", "none/page.html"), "cannot write none/page.html: no folder none"),
+        (("--report", "words"), "cannot write words: it is a folder"),
+        (("--report", "r.sqlite"), "r.sqlite cannot hold both the results and the page"),
+        (("--report", "here/../r.sqlite"), "cannot hold both"),
+        (("--family", "words", "--out", "words"), "cannot write words: it is a folder"),
+        (("--out", "null"), "cannot write null: it is a device"),
+    ],
+)
+def test_places_are_looked_at_before_anything_is_asked(
+    run: Runner, tmp_path: Path, inline: Inline, arguments: tuple[str, ...], told: str
+) -> None:
+    folder = words(tmp_path, "verified")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "null").symlink_to(os.devnull)
+    out = () if "--out" in arguments else ("--out", "r.sqlite")
+    code, _, err = run("bench", folder, *out, *arguments)
+    assert (code, inline.asked, len(err.splitlines())) == (2, [], 1)
+    assert told in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "null", "words"]
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("a.onnx,p.vnnlib,20\na.onnx,p.vnnlib\n", "line 2 has no timeout"),
+        ("a.onnx,p.vnnlib,20,sat\na.onnx,p.vnnlib,20,unsat\n", "is expected to be sat in one row and unsat in another"),
+    ],
+)
+def test_lists_that_cannot_be_asked_leave_nothing_behind(run: Runner, tmp_path: Path, inline: Inline, text: str, told: str) -> None:
+    (tmp_path / "list.csv").write_text(text)
+    for name in ("a.onnx", "p.vnnlib"):
+        (tmp_path / name).write_text(name)
+    code, out, err = run("bench", "list.csv")
+    assert (code, out, inline.asked, len(err.splitlines())) == (2, "", [], 1)
+    assert told in err
+    assert not list(tmp_path.glob("*.sqlite*"))
+
+
+def test_a_file_of_another_version_is_refused_and_kept(run: Runner, tmp_path: Path, inline: Inline) -> None:
+    assert run("bench", words(tmp_path, "verified"))[0] == 0
+    with sqlite3.connect(tmp_path / "words.sqlite") as connection:
+        connection.execute("PRAGMA user_version = 9")
+    connection.close()
+    before = (tmp_path / "words.sqlite").read_bytes()
+    code, _, err = run("bench", words(tmp_path, "verified", "unknown"))
+    assert (code, inline.asked) == (2, ["verified 0"])
+    assert "words.sqlite: schema version 9, this ringfence reads and writes version 1" in err
+    assert (tmp_path / "words.sqlite").read_bytes() == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="limits on the size of files as POSIX has them")
+def test_a_full_disk_keeps_what_is_answered(run: Runner, tmp_path: Path, inline: Inline) -> None:
+    """A limit on the size of files stands in for the disk; without it the same command goes on."""
+    folder = words(tmp_path, *["verified"] * 60)
+    script = (
+        "import resource; from tests.verify.test_sweep import Inline; import verify.bench_command as bench; from verify.cli import main\n"
+        "bench.choose_engine = lambda *arguments: Inline()\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY))\n"
+        f"main(['bench', {str(folder)!r}, '--no-report', '--out', {str(tmp_path / 'r.sqlite')!r}])"
+    )
+    full = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert full.returncode == 2
+    assert "finished results in it are kept" in full.stderr
+    with Results.read(tmp_path / "r.sqlite") as results:
+        kept = sum(1 for _ in results.rows())
+    assert 0 < sum("/60  " in line for line in full.stdout.splitlines()) <= kept < 60
+    assert run("bench", folder, "--no-report", "--out", tmp_path / "r.sqlite")[0] == 0
+    assert len(inline.asked) == 60 - kept
+    with Results.read(tmp_path / "r.sqlite") as results:
+        assert [row.attempts for row in results.rows()] == [1] * 60
 
 
 @pytest.mark.parametrize(

@@ -328,7 +328,7 @@ def test_printing_brings_all_rows(sample: Path, visit: Open) -> None:
 
 
 def test_a_folder_is_not_replaced(sample: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="it is a folder or a device"):
+    with pytest.raises(OutputError, match="it is a folder"):
         write_html(sample, tmp_path)
 
 

@@ -45,6 +45,16 @@ def test_everything_at_once(run: Runner, sample: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()) == 13
 
 
+@pytest.mark.skipif(os.name == "nt", reason="devices as POSIX has them")
+def test_into_a_device(run: Runner, sample: Path, tmp_path: Path) -> None:
+    """The device is named through a link in a folder of the test's own, so that nothing else could be replaced."""
+    (tmp_path / "null").symlink_to(os.devnull)
+    code, out, err = run(sample, "--html", tmp_path / "null")
+    assert (code, err) == (0, "")
+    assert "written" not in out
+    assert (tmp_path / "null").is_symlink()
+
+
 def test_json(run: Runner, sample: Path) -> None:
     code, out, err = run(sample, "--json", "--timeout", "1", "--device", "cpu", "--memory-limit", "1GB", "--seed", "0")
     assert (code, err) == (0, "")
@@ -72,8 +82,8 @@ def test_bad_input_is_one_line_and_code_2_and_nothing_is_written(run: Runner, sa
         ((sample, "--html", sample), "named twice"),
         ((sample, "--html", page, "--csv", page), "named twice"),
         ((sample, "--html", tmp_path / "no" / "page.html"), "no folder"),
-        ((sample, "--html", os.devnull), "it is a folder or a device"),
-        ((sample, "--csv", tmp_path), "it is a folder or a device"),
+        ((sample, "--html", tmp_path), "it is a folder"),
+        ((sample, "--csv", tmp_path), "it is a folder"),
     ):
         code, out, err = run(*arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
