@@ -294,6 +294,45 @@ def region(  # noqa: PLR0913 - one argument an option
 
 
 @app.command()
+def radius(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    dataset: Annotated[str, typer.Option(help="The data set: mnist or cifar10.", show_default=False)],
+    data_dir: Annotated[Path, typer.Option(help="Folder of the data set's official files.", show_default=False)],
+    index: Annotated[
+        str | None, typer.Option(help="Test images: one such as 7, a range such as 0:10, or a list such as 3,7,9. [default: 0]")
+    ] = None,
+    norm: Annotated[str, typer.Option(help="Norm of the perturbation: inf, 2 or 1.")] = "inf",
+    method: Annotated[str, typer.Option(help="What certifies: fastlin, pec, crown, alpha or exact.")] = "crown",
+    tol: Annotated[float, typer.Option(help="How exactly the best radius of the method is searched, in units of the input.")] = 1e-4,
+    eps_max: Annotated[
+        float | None, typer.Option(help="The largest radius of interest. [default: the nearest adversary's, or all of [0, 1]]")
+    ] = None,
+    curve: Annotated[int | None, typer.Option(help="This image's radius against the eps of the bounds, for --plot or --json.")] = None,
+    eps_min: Annotated[float, typer.Option(help="Where the curve starts.", min=0.0)] = 0.0,
+    histogram: Annotated[bool, typer.Option("--histogram", help="Draw how the radii are distributed, to the file of --plot.")] = False,
+    target: Annotated[float | None, typer.Option(help="Mark this radius in the histogram.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the curve or the histogram: .png, .pdf or .svg.")] = None,
+    clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Whether perturbed pixels stay in [0, 1].")] = True,
+    threads: Annotated[int, typer.Option(help="Threads for bounds and attacks.", min=1)] = 1,
+    as_json: Json = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for the whole run; then the best ends so far.", min=0.0)] = None,
+    device: Device = "cpu",
+    memory_limit: MemoryLimit = None,
+    seed: Seed = 0,
+) -> int:
+    """Measure how far images can move before their class may change: a certified end and an adversary's."""
+    from verify.questions import choose_index, read_memory, read_norm
+    from verify.radius import Limits
+    from verify.radius_command import Command, Picture, Question
+
+    chosen = choose_index(index, curve)
+    question = Question(dataset, data_dir, chosen, read_norm(norm), method, tol, eps_max, clip)
+    limits = Limits(most=eps_max, seconds=timeout, device=device, memory_mb=read_memory(memory_limit), seed=seed)
+    picture = Picture(plot, curve is not None, histogram, eps_min, target)
+    return Command(model, question, limits, _print, as_json, picture, threads).run()
+
+
+@app.command()
 def inspect(
     model: Model,
     as_json: Json = False,

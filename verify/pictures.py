@@ -45,7 +45,7 @@ def check_picture(path: Path) -> None:
         raise OutputError(f"{path}: unknown kind of picture {path.suffix!r}; use one of {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: no such folder {path.parent}; create it first")
-    _figure(1.0, 1.0)
+    empty_figure(1.0, 1.0)
 
 
 def draw_bounding_map(picture: BoundingMap, path: Path) -> None:
@@ -55,7 +55,7 @@ def draw_bounding_map(picture: BoundingMap, path: Path) -> None:
         OutputError: see `check_picture`; the file cannot be written.
     """
     check_picture(path)
-    figure = _figure(7.2, 3.5)
+    figure = empty_figure(7.2, 3.5)
     left, right, scale = figure.subplots(1, 3, width_ratios=(1, 1, 0.06))
     left.imshow(picture.image, cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
     moving = np.ma.masked_less_equal(picture.eps, 0.0)
@@ -70,6 +70,15 @@ def draw_bounding_map(picture: BoundingMap, path: Path) -> None:
         axis(_plain)
     _mark(bar.ax, picture.uniform)
     figure.suptitle(picture.title, fontsize=10, color=_INK)
+    write_figure(figure, path)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """The figure as a file.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
     try:
         figure.savefig(path, dpi=160)
     except OSError as error:
@@ -88,8 +97,12 @@ def as_picture(values: np.ndarray) -> np.ndarray | None:
     return values.reshape(shape).transpose(1, 2, 0) if len(shape) == 3 and shape[0] == 3 else None
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, without any window system."""
+def empty_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches, without any window system.
+
+    Raises:
+        OutputError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:

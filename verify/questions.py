@@ -121,6 +121,17 @@ def read_index(text: str, count: int) -> list[int]:
     return list(range(first, last))
 
 
+def choose_index(index: str | None, curve: int | None) -> str:
+    """The images that --index names, or the one of --curve; the first one without either.
+
+    Raises:
+        SpecError: both.
+    """
+    if curve is not None and index is not None:
+        raise SpecError(f"--curve {curve} names its image itself; leave --index {index} out")
+    return index or "0" if curve is None else str(curve)
+
+
 def read_memory(text: str | None) -> float:
     """Megabytes (2^20 bytes) that "4GB", "500MB" or "500" names; the default limit for None.
 

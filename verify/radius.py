@@ -32,10 +32,23 @@ from bounds.network import Network
 from verify.brackets import Bracket
 from verify.exact_radius import exact_radius
 from verify.minimal import MinimalNorm
-from verify.radius_search import Method, Radii, Search, Task, certified_radii
+from verify.radius_search import Curve, Method, Radii, Search, Task, certified_curve, certified_radii
 from verify.spec import Domain, robustness
 
-__all__ = ["Certificate", "Limits", "Method", "Radii", "Radius", "RadiusMethod", "Search", "certified_radii", "certified_radius"]
+__all__ = [
+    "Certificate",
+    "Curve",
+    "Limits",
+    "Method",
+    "Radii",
+    "Radius",
+    "RadiusMethod",
+    "Search",
+    "certified_curve",
+    "certified_radii",
+    "certified_radius",
+    "radius_curve",
+]
 
 RadiusMethod = Literal["fastlin", "pec", "crown", "alpha", "exact"]
 _ENGINES: dict[str, tuple[str, ...]] = {
@@ -58,8 +71,9 @@ _EXACT_TOL = 1e-6
 _EVALUATION = 1e-7
 """What evaluating a network in float64 may be off by, relative above 1."""
 INTERRUPTED, LATE, MISCLASSIFIED = "interrupted", "time limit", "misclassified"
-_OPEN = "open"
-_NOTES = {"optimal": "", "no adversary": "no adversary within the radius looked at"}
+_OPEN, _NOBODY = "open", "no adversary"
+_FINAL = ("", MISCLASSIFIED)
+_NOTES = {"optimal": "", "no adversary": f"{_NOBODY} within the radius looked at"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +107,11 @@ class Radius:
     bound_calls: int
     seconds: float
     note: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the method came to its end: no limit, interrupt or solver stopped it."""
+        return self.note in _FINAL or self.note.startswith(_NOBODY)
 
 
 @dataclass(frozen=True)
@@ -161,6 +180,36 @@ def certified_radius(  # noqa: PLR0913 - keyword-only settings of one call
     return ends.result(method)
 
 
+def radius_curve(  # noqa: PLR0913 - keyword-only settings of one call
+    network: Network,
+    image: Tensor | np.ndarray,
+    label: int,
+    eps: Tensor,
+    *,
+    norm: float = math.inf,
+    method: RadiusMethod = "fastlin",
+    domain: Domain | None = (0.0, 1.0),
+    limits: Limits = Limits(),
+) -> Curve:
+    """What the planes of a method certify for one image, by the eps (K,) that they are computed for: thesis Figure 3.6.
+
+    method: as in `certified_radius`; its last bound engine counts.
+
+    Property: sound. Raises: see `certified_curve`.
+    """
+    x = torch.as_tensor(image).detach().to("cpu", torch.float64).unsqueeze(0)
+    deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
+    engine = _engine(_ENGINES[method][-1], limits, deadline)
+    return certified_curve(Task(network, x, torch.tensor([label]), norm, domain, engine, Search(batch=limits.batch)), eps)
+
+
+def _engine(name: str, limits: Limits, deadline: float | None) -> LinearEngine:
+    """A bound engine by name."""
+    if name == "alpha":
+        return AlphaCrown(device=limits.device, memory_mb=limits.memory_mb, deadline=deadline, both=False)
+    return {"fastlin": FastLin, "crown": Crown}[name](device=limits.device, memory_mb=limits.memory_mb, deadline=deadline)
+
+
 class _Ends:
     """The two ends of every image's radius while they are being narrowed."""
 
@@ -189,7 +238,7 @@ class _Ends:
         settings = Search(search, tol, max([*most, tol]), self.limits.batch, deadline)
         brackets: list[Bracket] = []
         for name in _ENGINES[method]:
-            task = Task(self.network, self.images, self.labels, self.norm, self.domain, self.engine(name, deadline), settings)
+            task = Task(self.network, self.images, self.labels, self.norm, self.domain, _engine(name, self.limits, deadline), settings)
             brackets = [b.again(b.lower) for b in brackets] or self.brackets(task, most)
             try:
                 task.run(brackets, lambda done, name=name: self.observe(f"{name}: {done} of {len(self.found)} images"))  # type: ignore[misc]
@@ -218,13 +267,6 @@ class _Ends:
         """Whether the time is over."""
         end = self.deadline(1.0)
         return end is not None and time.monotonic() >= end
-
-    def engine(self, name: str, deadline: float | None) -> LinearEngine:
-        """A bound engine by name."""
-        device, memory = self.limits.device, self.limits.memory_mb
-        if name == "alpha":
-            return AlphaCrown(device=device, memory_mb=memory, deadline=deadline, both=False)
-        return {"fastlin": FastLin, "crown": Crown}[name](device=device, memory_mb=memory, deadline=deadline)
 
     def attack(self, deadline: float | None) -> None:
         """Upper ends, a few images at a time."""
@@ -282,9 +324,9 @@ class _Ends:
         if bracket.lower > found.lower:
             self.change(index, lower=bracket.lower, certificate=Certificate(engine, bracket.proven_at))
         if bracket.lower >= self.reach(index):
-            self.change(index, lower=math.inf, exact=math.inf, note="no adversary in the domain")
+            self.change(index, lower=math.inf, exact=math.inf, note=f"{_NOBODY} in the domain")
         elif bracket.lower > 0 and bracket.lower >= (self.limits.most or math.inf):
-            self.change(index, note="no adversary within the largest radius of interest")
+            self.change(index, note=f"{_NOBODY} within the largest radius of interest")
 
     def solve(self, index: int, tol: float) -> None:
         """The exact distance of one image, within its share of the time that is left."""
