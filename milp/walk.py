@@ -22,6 +22,16 @@ _DTYPE = torch.float64
 Bounds = tuple[Array, Array]
 
 
+def without_exact_form(network: Network, last: int | None = None, *, relaxed: bool = False) -> str | None:
+    """Why the network, up to node `last`, is no mixed-integer program (no linear program, if `relaxed`): the first such node; or None."""
+    for node in network.nodes[: None if last is None else last + 1]:
+        op = node.op
+        if isinstance(op, Affine | Input | Piecewise | MaxReduce) or (relaxed and isinstance(op, Activation) and op.free):
+            continue
+        return f"node {node.name!r} ({type(op).__name__}) is not piecewise linear and has no exact MILP form"
+    return None
+
+
 class Walk:
     """State of one encoding. network: float64; known: flattened lower and upper bounds by node."""
 
@@ -50,14 +60,9 @@ class Walk:
             self.values[index] = encode(index, node)
 
     def _require_encodable(self, last: int) -> None:
-        for node in self.network.nodes[: last + 1]:
-            op = node.op
-            if isinstance(op, Affine | Input | Piecewise | MaxReduce) or (self.relaxed and isinstance(op, Activation) and op.free):
-                continue
-            raise UnsupportedOpError(
-                f"node {node.name!r} ({type(op).__name__}) is not piecewise linear and has no exact MILP form; "
-                "use bounds (CROWN, alpha-CROWN) with branch and bound for this network"
-            )
+        reason = without_exact_form(self.network, last, relaxed=self.relaxed)
+        if reason is not None:
+            raise UnsupportedOpError(f"{reason}; use bounds (CROWN, alpha-CROWN) with branch and bound for this network")
 
     def _want(self, targets: dict[int, Array]) -> None:
         """Backwards: the values of each node that the targets can depend on."""

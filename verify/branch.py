@@ -50,7 +50,8 @@ class SplitNeurons:
     """Decide a question by splitting activations, best first, in batches.
 
     rows: bounded at once, as far as memory allows. steps, root_steps: of the ascent, for halves and for the whole. tries: neurons looked
-    ahead for each sub-problem. share: of the time that is left.
+    ahead for each sub-problem. share: of the time that is left, where programs may still decide afterwards: networks that have an exact
+    program, with at most `few_unstable` unstable neurons; for the others the stage takes all but a tenth.
 
     Property: sound and rigorous; complete for piecewise-linear networks and boxes, up to the limits and to margins of zero. Deterministic.
     """
@@ -60,6 +61,7 @@ class SplitNeurons:
     root_steps: int = 40
     tries: int = 1
     share: float = 1.0
+    few_unstable: int = 400
     name: str = "branch"
     kind: str = "bounds"
 
@@ -67,13 +69,19 @@ class SplitNeurons:
         if not query.intervals or not query.in_float32:
             return query
         left = query.options.remaining()
-        deadline = None if left is None else time.monotonic() + self.share * left
+        deadline = None if left is None else time.monotonic() + self._share(query) * left
         try:
             return _Search(query, self, deadline).run()
         except TimeLimitError:
             return query.noting("branch: time limit")
         except MemoryLimitError as error:
             return query.noting(f"branch: memory limit ({error})")
+
+    def _share(self, query: Query) -> float:
+        from milp.walk import without_exact_form
+
+        hopeless = query.unstable > self.few_unstable or without_exact_form(query.network) is not None
+        return max(self.share, 0.9) if hopeless else self.share
 
 
 @dataclass(frozen=True, eq=False)
