@@ -1,26 +1,20 @@
-"""What the harness of sweeps costs and survives.
+"""What the harness of sweeps costs.
 
     python -m benchmarks.sweep_overhead overhead [--count 500]
     python -m benchmarks.sweep_overhead memory [--count 10000] [--workers 2]
-    python -m benchmarks.sweep_overhead kills --suite ../shared/vnncomp --family safenlp [--kills 20] [--workers 2]
 
 `overhead`: trivial instances, one worker: seconds per instance beyond what the worker spent on loading the question and verifying it, measured
 in the same run; a plain write of the same rows beside it tells how much of that is the disk. `memory`: many trivial instances: resident
-memory of the driver and of the workers as the sweep goes on. `kills`: `ringfence bench` killed with signal 9 at random moments and started
-again, then compared with a run that was left alone.
+memory of the driver and of the workers as the sweep goes on. What it survives is in `benchmarks.sweep_kills`.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import random
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -114,69 +108,17 @@ def memory(count: int, workers: int) -> None:
     print(f"verdicts: {dict(tally.all.verdicts)}")
 
 
-def kills(arguments: argparse.Namespace) -> None:
-    """Kill and resume `ringfence bench`, then compare."""
-    rng = random.Random(arguments.seed)
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        killed, quiet = Path(name) / "killed.sqlite", Path(name) / "quiet.sqlite"
-        command = [str(Path(sys.executable).with_name("ringfence")), "bench", arguments.suite, "--workers", str(arguments.workers)]
-        command += [part for family in arguments.family or [] for part in ("--family", family)]
-        command += ["--timeout", str(arguments.timeout)] if arguments.timeout else []
-        lost, done = 0, 0
-        for number in range(arguments.kills):
-            driver = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL)
-            begin, wanted = time.monotonic(), rng.randrange(1, arguments.per_kill + 1)
-            while driver.poll() is None and _rows(killed) < done + wanted and time.monotonic() - begin < 120:
-                time.sleep(0.1 * rng.random())
-            alive = driver.poll() is None
-            driver.kill()
-            driver.wait()
-            rows = _rows(killed)
-            lost += rows < done
-            print(f"kill {number + 1:2d}: {'while it ran' if alive else 'too late'}, {rows} rows stored", flush=True)
-            done = rows
-        for out in (killed, quiet):
-            subprocess.run([*command, "--out", str(out)], stdout=subprocess.DEVNULL, check=False)
-        _compare(killed, quiet)
-        print(f"times that rows were fewer after a kill than before: {lost}")
-
-
-def _rows(path: Path) -> int:
-    if not path.exists() or path.stat().st_size == 0:
-        return 0
-    with Results.read(path) as results:
-        return sum(1 for _ in results.rows())
-
-
-def _compare(killed: Path, quiet: Path) -> None:
-    with Results.read(killed) as one, Results.read(quiet) as two:
-        first, second = ([(row.key, row.outcome.verdict, row.attempts) for row in results.rows()] for results in (one, two))
-        statuses = Counter(run.status for run in one.runs())
-    left, right = {key: verdict for key, verdict, _ in first}, {key: verdict for key, verdict, _ in second}
-    print(f"runs of the killed sweep: {dict(statuses)}; rows {len(first)} against {len(second)}; doubled {len(first) - len(left)}")
-    print(f"asked more than once: {sum(attempts > 1 for *_, attempts in first)}; lost: {len(right.keys() - left.keys())}")
-    print(f"other verdicts: {sum(left.get(key) != verdict for key, verdict in right.items())}; verdicts {dict(Counter(right.values()))}")
-
-
 def main() -> None:
     """Read the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("overhead", "memory", "kills"))
+    parser.add_argument("what", choices=("overhead", "memory"))
     parser.add_argument("--count", type=int)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--suite", default="../shared/vnncomp")
-    parser.add_argument("--family", nargs="+")
-    parser.add_argument("--timeout", type=float)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--per-kill", type=int, default=8, help="at most so many new rows before a kill")
-    parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.what == "overhead":
         overhead(arguments.count or 500)
-    elif arguments.what == "memory":
-        memory(arguments.count or 10_000, arguments.workers)
     else:
-        kills(arguments)
+        memory(arguments.count or 10_000, arguments.workers)
 
 
 if __name__ == "__main__":
