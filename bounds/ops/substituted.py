@@ -17,11 +17,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from bounds import rounding
 from bounds.errors import UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import Relaxation
 from bounds.ops.base import Activation, Shape, Slopes
-from bounds.ops.piecewise import Piecewise, Values
+from bounds.ops.piecewise import Piecewise, Values, finite_ends
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,17 @@ class Line(Piecewise):
 
     def forward(self, *xs: Tensor) -> Tensor:
         return (self.slope * xs[0] + self.intercept).to(xs[0].dtype)
+
+    def interval(self, *xs: Interval) -> Interval:
+        """The values at the ends; exact where nothing is multiplied or added, else three roundings are allowed for."""
+        lower, upper = finite_ends(xs[0], self)
+        slope, intercept, dtype = self.slope.double(), self.intercept.double(), xs[0].lower.dtype
+        first, second = slope * lower + intercept, slope * upper + intercept
+        size = slope.abs() * torch.maximum(lower.abs(), upper.abs()) + intercept.abs()
+        exact = (slope == 0) | ((slope.abs() == 1) & (intercept == 0))
+        error = torch.where(exact, 0.0, 2 * rounding.gamma(3, torch.float64) * size + rounding.underflow(3, torch.float64))
+        low, high = torch.minimum(first, second) - error, torch.maximum(first, second) + error
+        return Interval(rounding.round_down(low, dtype), rounding.round_up(high, dtype))
 
     def unstable(self, x: Interval) -> Tensor:
         return torch.zeros_like(x.lower, dtype=torch.bool)
