@@ -6,7 +6,8 @@ where the call verifies its eps. The best radius is its zero.
 
 Where to look next (`Bracket.next`): first where images that are already finished suggest (`Finished`), then inverse quadratic interpolation
 where it is safe (Chandrupatla's criterion), else secants that expect a concave function, and the middle whenever two calls did not halve the
-bracket. The last calls are placed just beside the zero, so that both ends close.
+bracket. Calls are placed just outside the expected zero: one that fails there lowers the upper end, and its partial certificate, below eps by
+the gap and a little more, raises the lower one.
 
 Reference: T. Chandrupatla, "A new hybrid quadratic/bisection algorithm for finding the zero of a nonlinear function", 1997.
 """
@@ -20,11 +21,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-_BESIDE = 0.35
-"""Calls near the end are made this many tolerances beside the expected zero."""
+_OUTSIDE = 0.4
+"""A call outside the expected zero is placed so that its partial certificate would be this many tolerances below it."""
+_INSIDE = 0.35
+"""A call inside the expected zero is made this many tolerances below it."""
+_NEAR = 0.7
+"""An upper end is near the expected zero at this many tolerances."""
+_RATIOS = (1.0, 4.0)
+"""By how many gaps the partial certificate of a failed call may lie below its eps: more than one where a domain limits the features."""
+_FURTHER = 0.01
+"""A call beyond all verified ones is this share of the bracket away from them, at least."""
 _EDGE = 0.02
 """Share of the bracket that no call comes closer to its ends than."""
-_CONCAVE = 0.5
+_CONCAVE = 0.4
 """Where between the zeros of the chord and of the outer secants a concave function is expected to vanish."""
 _ALIKE = 0.04
 """Radii of images that teach each other differ by about this, relatively."""
@@ -68,6 +77,8 @@ class Bracket:
     _side: int = 0
     _run: int = 0
     """Calls in a row that fell on the same side of the zero."""
+    _ratio: float = 2.0
+    """How far the last partial certificate lay below its eps, in gaps."""
 
     def __post_init__(self) -> None:
         self.upper = self.most
@@ -100,6 +111,8 @@ class Bracket:
         verified = certified >= eps
         if certified > self.lower:
             self.lower, self.proven_at = certified, eps
+        if 0 < certified < eps and gap < 0:
+            self._ratio = min(max((certified - eps) / gap, _RATIOS[0]), _RATIOS[1])
         self.upper = max(self.upper if verified else min(self.upper, eps), self.lower)
         gap = min(max(gap, -1e3 * self.most), 1e3 * self.most)
         # Rounding may give the gap another sign than the verdict, which decides.
@@ -144,15 +157,22 @@ class Bracket:
         last = inside[-1]
         guess = _zero(inside[-2], last) if len(inside) > 1 and inside[-2].gap > last.gap else self.upper
         guess = min(guess, 1.5 * last.eps, self.upper)
-        return self.upper if guess >= self.upper - self.tol else max(guess, self.lower + 0.05 * self.width)
+        return self.upper if guess >= self.upper - self.tol else max(guess, self.lower + _FURTHER * self.width)
 
     def _beside(self, zero: float) -> float:
-        """Just beside the expected zero, towards the end that is further away; the middle if two calls did not halve the bracket."""
+        """Just outside the expected zero, where a failed call's partial certificate closes the lower end as well; just inside it where the upper
+        end is near already. The middle if two calls did not halve the bracket."""
         self._widths.append(self.width)
         if len(self._widths) > 2 and self.width > 0.5 * self._widths[-3]:
             return (self.lower + self.upper) / 2
-        beside = _BESIDE * self.tol
-        return self._within(zero - beside if zero - self.lower > self.upper - zero else zero + beside)
+        if self.upper - zero < _NEAR * self.tol <= zero - self.lower:
+            return self._within(zero - _INSIDE * self.tol)
+        return self._within(zero + _OUTSIDE * self.tol / max(1.0, self._ratio * self._slope()))
+
+    def _slope(self) -> float:
+        """How steeply the gap falls near its zero."""
+        near = sorted(self.curve, key=lambda p: abs(p.gap))[:2]
+        return abs((near[0].gap - near[1].gap) / (near[0].eps - near[1].eps)) if len(near) == 2 and near[0].eps != near[1].eps else 1.0
 
     def _crossing(self, inside: Sequence[Point], outside: Sequence[Point]) -> float:
         """Where the gap is expected to vanish, from points (by eps) on both sides."""
