@@ -28,7 +28,7 @@ from torch import Tensor
 
 from bounds.crown import Crown, FastLin
 from bounds.engine import DEFAULT_MEMORY_MB
-from bounds.errors import SpecError, TimeLimitError
+from bounds.errors import ProofError, SpecError, TimeLimitError
 from bounds.ibp import Ibp
 from bounds.interval import Interval
 from bounds.network import Network
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from milp.distance import Distance
 
 Engine = Literal["fastlin-ibp", "crown", "ibp"]
+_CONTRADICTION = 1e-5
+"""How far a lower end may pass an adversary, relative above 1, before the proof is called wrong."""
 _SLACK = 1.001
 """How far past an adversary certificates are looked for: a sound bound gives none there."""
 
@@ -240,10 +242,13 @@ class Estimate:
     """What is known about one image.
 
     d_adv: distance of the attack's adversary, which the pruning is built around. upper: that of the nearest one known. estimate: the distance on
-    the substitute where it was found in time, else None; estimate_range: its two ends in any case. certified_lower: see the module; proof:
-    "rigorous" or "solver"; delta: Lemma 1's radius (type "activation" only). exact: the network's own distance where it was asked for and found
-    in time. binaries: of the largest program on the substitute and on the network (None unless exact was asked for). seconds: attack, pruning,
-    milp, runs (programs solved on the substitute), exact, exact_runs. note: what there is to say.
+    the substitute where it was found in time, else None; estimate_range: its two ends in any case.
+
+    certified_lower: see the module; proof: "rigorous" or "solver"; rigorous: the best lower end that needs no solver; delta: Lemma 1's radius
+    (type "activation" only). exact: the network's own distance where it was asked for and found in time.
+
+    binaries: of the largest program on the substitute and on the network (None unless exact was asked for). seconds: attack, pruning, milp, runs
+    (programs solved on the substitute), exact, exact_runs. note: what there is to say.
     """
 
     label: int
@@ -253,6 +258,7 @@ class Estimate:
     estimate_range: tuple[float, float]
     certified_lower: float
     proof: Literal["rigorous", "solver"]
+    rigorous: float
     delta: float | None
     exact: float | None
     before: Size
@@ -288,7 +294,7 @@ class Estimator:
 
         Raises:
             SpecError: no adversary of an image within the domain, a misclassified image, an image outside the domain. UnsupportedOpError: see
-                `prune`. TimeLimitError: the deadline passed before the substitutes were built.
+                `prune`. TimeLimitError: the deadline passed before the substitutes were built. ProofError: two ends contradict each other.
         """
         found = self.start(images, labels, deadline)
         return [self.finish(one, image, deadline) for one, image in zip(found, images, strict=True)]
@@ -321,6 +327,7 @@ class Estimator:
                 estimate_range=(0.0, math.inf),
                 certified_lower=min(float(lower[b]), float(radii[b])),
                 proof="rigorous",
+                rigorous=min(float(lower[b]), float(radii[b])),
                 delta=None if delta is None else float(delta[b]),
                 exact=None,
                 before=size(self.network),
@@ -341,7 +348,7 @@ class Estimator:
         found = self._estimated(found, image, on_substitute)
         if not self.exact:
             return found
-        return self._measured(found, self._distance(self.network, found, image, found.certified_lower, deadline))
+        return self._measured(found, self._distance(self.network, found, image, found.rigorous, deadline))
 
     def _distance(self, network: Network, found: Estimate, image: Tensor, lower: float, deadline: float | None) -> Distance:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -368,10 +375,11 @@ class Estimator:
             hit = replayer(np.asarray(distance.point, dtype=np.float64))
             if hit is not None and hit.distance < upper:
                 adversary, upper = hit.point, hit.distance
-        lower, proof = found.certified_lower, found.proof
-        if found.delta is not None and min(found.delta, distance.lower) > lower:  # Lemma 1: the two agree within delta
-            rigorous = min(found.delta, distance.rigorous) > lower and distance.rigorous >= min(found.delta, distance.lower)
-            lower, proof = min(found.delta, distance.lower), proof if rigorous else "solver"
+        lower, proof, rigorous = found.certified_lower, found.proof, found.rigorous
+        if found.delta is not None:  # Lemma 1: the two networks agree within delta
+            rigorous = max(rigorous, min(found.delta, distance.rigorous))
+            agreed = min(found.delta, distance.lower)
+            lower, proof = max(lower, agreed), "rigorous" if max(lower, agreed) <= rigorous else "solver"
         optimal = distance.status == "optimal"
         boundless = distance.status == "no adversary"
         seconds = found.seconds | {"milp": distance.seconds, "runs": distance.solves}
@@ -379,8 +387,9 @@ class Estimator:
             found,
             estimate=distance.upper if optimal else math.inf if boundless else None,
             estimate_range=(distance.lower, distance.upper),
-            certified_lower=min(lower, upper),
+            certified_lower=_consistent(lower, upper),
             proof=proof,
+            rigorous=min(rigorous, upper),
             upper=upper,
             adversary=adversary,
             binaries=(distance.binaries, None),
@@ -391,12 +400,13 @@ class Estimator:
     def _measured(self, found: Estimate, distance: Distance) -> Estimate:
         optimal = distance.status == "optimal"
         note = found.note if optimal else "; ".join(filter(None, [found.note, f"network: {distance.reason or distance.status}"]))
-        stronger = distance.lower > found.certified_lower
+        stronger, upper = distance.lower > found.certified_lower, min(found.upper, distance.upper)
         return replace(
             found,
             exact=distance.upper if optimal else None,
-            upper=min(found.upper, distance.upper),
-            certified_lower=max(found.certified_lower, min(distance.lower, distance.upper)),
+            upper=upper,
+            certified_lower=_consistent(max(found.certified_lower, distance.lower), upper),
+            rigorous=min(max(found.rigorous, distance.rigorous), upper),
             proof=distance.proof if stronger else found.proof,
             binaries=(found.binaries[0], distance.binaries),
             seconds=found.seconds | {"exact": distance.seconds, "exact_runs": distance.solves},
@@ -414,3 +424,17 @@ class Estimator:
                     f"no adversary of image {number} of the batch was found within the domain: nothing says on which ball neurons vary; "
                     "leave it out, or search its certified radius instead"
                 )
+
+
+def _consistent(lower: float, upper: float) -> float:
+    """The lower end, which no adversary may contradict.
+
+    Raises:
+        ProofError: one does, by more than the tolerances of solvers.
+    """
+    if lower > upper + _CONTRADICTION * max(1.0, upper):
+        raise ProofError(
+            f"no adversary was proven to be nearer than {lower:.9g}, but there is one at {upper:.9g}: a defect of this project or of a solver; "
+            "please report the network and the image"
+        )
+    return min(lower, upper)

@@ -129,7 +129,7 @@ def test_planted_error_in_a_line_changes_the_values() -> None:
     network = pruned(wide().to(torch.float64), "linear", 0.5)
     index = activations(network)[0]
     op = network.nodes[index].op
-    wrong = replace(op, intercept=op.intercept + 1e-3)  # type: ignore[call-arg, attr-defined, type-var]
+    wrong = replace(op, intercept=op.intercept + 1e-3)  # type: ignore[attr-defined, type-var]
     nodes = tuple(replace(node, op=wrong) if i == index else node for i, node in enumerate(network.nodes))
     with pytest.raises(AssertionError):
         assert_same(network, collapse(Network(nodes)), samples(network))
