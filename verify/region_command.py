@@ -22,6 +22,7 @@ from verify import exits
 from verify.datasets import load_dataset
 from verify.document import SCHEMA, to_json
 from verify.pictures import BoundingMap, as_picture, check_picture, draw_bounding_map
+from verify.progress import progress
 from verify.questions import read_images
 from verify.spec import class_margins
 
@@ -201,7 +202,10 @@ class Command:
             direction = mean_direction(torch.stack(met)) if settings.learn and met else None
             shaped = None if direction is None else direction.reshape(network.input_shape)
             search = Search(settings.search(), direction=shaped, deadline=limit)
-            region = largest_region(network, x, C, (question.norm, question.domain), engine, goal, search)
+            with progress(f"image {index}: ") as observe:
+                if observe is not None:
+                    observe("looking for the largest region")
+                region = largest_region(network, x, C, (question.norm, question.domain), engine, goal, search)
             met.append(region.eps[0])
             predicted = int(network.to(torch.float64)(x).flatten(1).argmax(1))
             yield Found(index, int(label), predicted, region, time.monotonic() - begin)
