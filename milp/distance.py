@@ -33,7 +33,7 @@ from bounds.linear import Halfspaces, LinearBounds
 from bounds.network import Network
 from bounds.region import LpBall
 from milp.check import reproduces
-from milp.encode import DEFAULT_MEMORY_MB, Encoding, encode
+from milp.encode import DEFAULT_MEMORY_MB, Encoding, Pruned, encode
 from milp.incumbent import Accept, Incumbent
 from milp.metric import Metric, Tangent, Window, nearest, tangent, tangent_rows
 from milp.program import Array, Limits, Solution, Solver, Status
@@ -73,7 +73,8 @@ class Effort:
 
     solver: for every program; precise: asked again where the first one's tolerances keep the ends apart. tol, slack: the ends are wanted within
     tol * max(1, distance) + slack; slack is what the type of the model's inputs costs. A quarter of that is kept below whatever a solver claims.
-    engine: for the bounds (default CROWN in float64).
+    engine: for the bounds (default CROWN in float64). relaxed: neurons whose binaries are dropped: every lower end holds, with fewer binaries it
+    is found sooner, and the ends may stay apart.
     """
 
     solver: Solver
@@ -82,6 +83,7 @@ class Effort:
     tol: float = 1e-6
     slack: float = 0.0
     engine: BoundEngine | None = None
+    relaxed: Pruned = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -226,6 +228,7 @@ class _Search:
         unsafe = Halfspaces(self.rows[k : k + 1], torch.zeros(1, dtype=torch.float64))
         region = self.metric.box(self.bounded_on)
         encoding = encode(self.network, region, unsafe, self.intervals, memory_mb=DEFAULT_MEMORY_MB if memory is None else memory)
+        encoding = encoding.loosened(self.effort.relaxed)
         self.binaries = max(self.binaries, encoding.binaries)
         turn = _Turn(self, k, unsafe, encoding, None if seconds is None else time.monotonic() + seconds)
         turn.run(radius)
@@ -290,10 +293,11 @@ class _Turn:
                 solvers = solvers[1:]
             if not solvers:
                 break
-        if not replayed:
+        if not replayed and not effort.relaxed:
             self.insist(high)
         if self.k in search.open():
-            search.reasons[self.k] = "the nearest point that the solver found does not replay near enough to it"
+            apart = "the nearest point that the solver found does not replay near enough to it"
+            search.reasons[self.k] = "relaxed neurons keep the ends apart" if effort.relaxed else apart
 
     def minimise(self, solver: Solver, window: Window) -> Solution:
         search = self.search
@@ -327,7 +331,7 @@ class _Turn:
         if search.incumbent.best is not None:
             points.append(search.incumbent.best.point)
         limits = Limits(None, search.effort.limits.memory_mb)
-        return all(reproduces(search.network, self.unsafe, self.encoding, x, search.effort.solver, limits) for x in points)
+        return all(reproduces(search.network, self.unsafe, self.encoding.whole(), x, search.effort.solver, limits) for x in points)
 
     def refine(self, point: Array, solution: Solution) -> bool:
         """For l2: add the tangents missing at the point and at the nearest point of its activation pattern; whether that can change much."""

@@ -84,6 +84,12 @@ class Encoding:
         integer[self.gates.columns[np.array(loose, dtype=bool)]] = False
         return replace(self, program=replace(self.program, integer=integer))
 
+    def whole(self) -> Encoding:
+        """The same encoding with all binaries back."""
+        integer = self.program.integer.copy()
+        integer[self.gates.columns] = True
+        return replace(self, program=replace(self.program, integer=integer))
+
     def point(self, x: Array) -> Array:
         """The input (float64, the network's input shape) that a point of the program stands for, clipped into the region's box."""
         return self.inputs.point(x)

@@ -34,10 +34,11 @@ from milp.solvers import lp_session
 
 @dataclass(frozen=True)
 class Plan:
-    """first: binaries of the first program; growth: by which factor their number grows; share: of the time left that a round of one set may
-    take, unless every binary is back."""
+    """few: a program with no more binaries is solved as it is; first: binaries of the first program otherwise; growth: by which factor their
+    number grows; share: of the time left that a round of one set may take, unless every binary is back."""
 
-    first: int = 16
+    few: int = 48
+    first: int = 12
     growth: float = 2.0
     share: float = 0.5
 
@@ -92,7 +93,8 @@ class Refinement:
 
     def _bring_back(self) -> None:
         """Mark the neurons of the highest scores: the first ones, or as many more as the plan says."""
-        count = max(self._plan.first, int(self.binaries * (self._plan.growth - 1.0)))
+        plan = self._plan
+        count = max(plan.first, int(self.binaries * (plan.growth - 1.0))) if self._gates.size > plan.few else self._gates.size
         order = np.argsort(np.where(self._chosen, -1.0, self._scores), kind="stable")[::-1]
         self._chosen[order[:count]] = True
         left = np.flatnonzero(~self._chosen)

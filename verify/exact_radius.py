@@ -19,6 +19,7 @@ from verify.verdict import original_of, replay
 
 if TYPE_CHECKING:
     from milp.distance import Distance
+    from milp.encode import Pruned
     from milp.incumbent import Adversary
 
 
@@ -36,6 +37,7 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
     seconds: float | None = None,
     tol: float = 1e-6,
     memory_mb: float = DEFAULT_MEMORY_MB,
+    relaxed: Pruned | None = None,
 ) -> Distance:
     """min ||x - image||_p over the points x of the domain whose largest output is not `label` alone: the exact radius of one image.
 
@@ -47,6 +49,8 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
             adversary.
         solver: "scip", "highs", ...; None for the default. seconds: wall-clock limit for everything; None for none.
         tol: the two ends are wanted within tol * max(1, radius).
+        relaxed: masks of the elements of activations (by node index) that get no binary. `lower` then holds as it does without, for a program
+            with the binaries of the others only; where it stays below `upper` the status is "undecided".
 
     Returns:
         `milp.distance.Distance`: lower <= radius <= upper, status, point (replayed), target, rigorous, proof, solves, binaries, seconds.
@@ -75,7 +79,7 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
         raise SpecError(f"the adversary has {point.size} values, the image {center.numel()}")
     sides = None if domain is None else (torch.as_tensor(domain[0], dtype=torch.float64), torch.as_tensor(domain[1], dtype=torch.float64))
     first, second = (default_solver(precise=p) if solver is None else get_solver(solver, precise=p) for p in (False, True))
-    effort = Effort(first, second, Limits(seconds, memory_mb), tol, replayer.slack)
+    effort = Effort(first, None if relaxed else second, Limits(seconds, memory_mb), tol, replayer.slack, relaxed=relaxed or {})
     return exact_distance(network, label, Metric(center, norm, sides), replayer, Start(lower, point, most), effort)
 
 

@@ -6,24 +6,28 @@ proven closes a set; the points where the programs are lowest are tried as count
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bounds.errors import MemoryLimitError, SolverError, UnsupportedOpError
-from milp.program import Limits
-from milp.prove import Outcome, most_promising_first
-from milp.refine import Plan, Refinement, refinements
-from milp.solvers import default_solver, get_solver
+from bounds.network import Network
 from verify.attack import Pgd, falsify
+from verify.exact_radius import exact_radius
 from verify.stages import Query, closing, raised
-from verify.verdict import Falsified, Verdict, confirm
+from verify.verdict import Falsified, Proof, Verdict, confirm
 
 if TYPE_CHECKING:
+    from milp.distance import Distance
+    from milp.encode import Pruned
     from milp.program import Solver
+    from milp.prove import Outcome
+    from milp.refine import Refinement
 
 _DESCENT = Pgd(steps=30, restarts=1)
 
@@ -33,7 +37,7 @@ class Refine:
     """Decide the open unsafe sets by programs with as few binaries as it takes.
 
     solver: its name, None for the default. seconds: for all sets together; None for all that is left. most_unstable: with more unstable neurons
-    the stage hands the query on untouched. plan: how many binaries come back at a time.
+    the stage hands the query on untouched. few, first: see `milp.refine.Plan`.
 
     Property: as the exact stage: a proof is sound up to the solver's tolerances, a counterexample is replayed; complete up to the limits for
     piecewise-linear networks, because at worst every binary comes back.
@@ -41,8 +45,9 @@ class Refine:
 
     solver: str | None = None
     seconds: float | None = None
-    most_unstable: float = float("inf")
-    plan: Plan = field(default_factory=Plan)
+    most_unstable: float = math.inf
+    few: int = 48
+    first: int = 12
     name: str = "refine"
     kind: str = "milp"
 
@@ -58,6 +63,8 @@ class Refine:
     def __call__(self, query: Query) -> Verdict | Query:
         if self.skips(query) is not None:
             return query
+        from milp.solvers import default_solver, get_solver
+
         try:
             solver = default_solver() if self.solver is None else get_solver(self.solver)
             second = get_solver(query.options.confirm) if query.options.confirm else None
@@ -77,6 +84,10 @@ class _Rounds:
     """One call of the stage."""
 
     def __init__(self, stage: Refine, query: Query, solver: Solver, second: Solver | None) -> None:
+        from milp.program import Limits
+        from milp.prove import most_promising_first
+        from milp.refine import Plan, refinements
+
         self.stage, self.query, self.second = stage, query, second
         budget = query.options.budget(stage.seconds)
         self.end = None if budget is None else time.monotonic() + budget
@@ -84,8 +95,9 @@ class _Rounds:
         bounds = goal.per_set(query.lower - goal.d.to(query.lower)).tolist()
         numbers = [k for k in most_promising_first(bounds) if not bool(query.closed[k])]
         sets = [specification.unsafe[k] for k in numbers]
+        plan = Plan(few=stage.few, first=stage.first)
         limits = Limits(budget, query.options.memory_mb)
-        made = refinements(query.network, specification.region, sets, query.intervals, solver, limits, stage.plan)
+        made = refinements(query.network, specification.region, sets, query.intervals, solver, limits, plan)
         self.active: dict[int, Refinement] = dict(zip(numbers, made, strict=True))
         self.used = 0
 
@@ -151,3 +163,51 @@ class _Rounds:
             self.query = self.query.meeting(best.x[0])
             return None
         return found
+
+
+def certified_lower(
+    network: Network, image: Tensor | np.ndarray, label: int, pruned: Pruned, *, rounds: int = 6, most: float = math.inf, **settings: Any
+) -> Distance:
+    """How far adversaries are at least, from programs without the binaries of the pruned neurons.
+
+    pruned: masks of the elements of activations by node index, as in `bounds.substitutes`. most, settings: as for `verify.exact_radius`.
+    Programs on smaller balls have tighter intervals, so a ball on which the relaxed program still finds a point is halved `rounds` times towards
+    the radius that is certified: no adversary is nearer than the largest ball on which it finds none.
+
+    Returns: a `Distance` whose `lower` is no larger than the true one, whatever is pruned, and whose `upper` is a replayed adversary's.
+    Property: sound up to the solver's tolerances. Raises: see `verify.exact_radius.exact_radius`.
+    """
+    settings = dict(settings)
+    limit = settings.pop("seconds", None)
+    start = time.monotonic()
+    best = exact_radius(network, image, label, relaxed=pruned, most=most, seconds=limit, **settings)
+    high = min(best.upper, most)
+    for _ in range(rounds):
+        left = None if limit is None else limit - (time.monotonic() - start)
+        if best.status != "undecided" or not math.isfinite(high) or (left is not None and left <= 0):
+            break
+        middle = (best.lower + high) / 2
+        settings |= {"lower": best.rigorous, "adversary": settings.get("adversary") if best.point is None else best.point}
+        found = exact_radius(network, image, label, relaxed=pruned, most=middle, seconds=left, **settings)
+        high = high if found.status == "no adversary" else middle
+        best = _better(best, found)
+    return replace(best, seconds=time.monotonic() - start)
+
+
+def _better(first: Distance, second: Distance) -> Distance:
+    """What two searches know together; the second one looked at a smaller ball, so an adversary of its own is the nearer one."""
+    lower, rigorous = max(first.lower, min(second.lower, first.upper)), max(first.rigorous, min(second.rigorous, first.upper))
+    nearer = second if second.upper < first.upper else first
+    proof: Proof = "rigorous" if rigorous >= lower else "solver"
+    solves, binaries = first.solves + second.solves, max(first.binaries, second.binaries)
+    return replace(
+        first,
+        lower=lower,
+        rigorous=rigorous,
+        proof=proof,
+        upper=nearer.upper,
+        point=nearer.point,
+        target=nearer.target,
+        solves=solves,
+        binaries=binaries,
+    )
