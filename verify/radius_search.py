@@ -71,6 +71,8 @@ class Search:
             raise SpecError(f"unknown search {self.method!r}; use one of {', '.join(get_args(Method))}")
         if not (0 < self.most < math.inf):
             raise SpecError(f"the largest radius must be positive and finite, got {self.most}")
+        if math.isinf(self.tol):
+            raise SpecError("the tolerance must be finite; 1e-4 is the default")
         if not self.tol >= 1e-9 * self.most:
             raise SpecError(
                 f"a tolerance of {self.tol} is below what rounding lets the search tell apart; use at least {1e-9 * self.most:g}"

@@ -210,6 +210,7 @@ def test_an_interrupt_while_the_curve_is_computed(folder: Path, monkeypatch: pyt
         (("--method", "newton"), "unknown method 'newton'; use one of fastlin, pec, crown, alpha, exact"),
         (("--tol", "1e-15"), "a tolerance of 1e-15 is below what rounding lets the search tell apart"),
         (("--tol", "nan"), "a tolerance of nan"),
+        (("--tol", "inf"), "the tolerance must be finite"),
         (("--tol", "0"), "a tolerance of 0"),
         (("--eps-max", "0"), "the largest radius must be positive and finite, got 0"),
         (("--eps-max", "1e-5"), "the tolerance 0.0001 must be below the largest radius 1e-05"),

@@ -121,6 +121,8 @@ def test_errors_name_the_argument() -> None:
         Search("newton")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="tolerance"):
         Search(tol=1e-12)
+    with pytest.raises(SpecError, match="tolerance must be finite"):
+        Search(tol=math.inf)
     with pytest.raises(SpecError, match="largest radius"):
         Search(most=-1.0)
     with pytest.raises(SpecError, match="labels run from 0 to 2"):
