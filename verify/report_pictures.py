@@ -59,7 +59,8 @@ def image(array: np.ndarray) -> np.ndarray | None:
 def counterexample(arrays: Mapping[str, np.ndarray], question: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """What the page shows of a counterexample, or None where there is none.
 
-    Pictures `center`, `input` and `difference` as data URIs where the input is an image, else the vectors as numbers where they are short;
+    Pictures `center`, `input` and, if they differ, `difference` as data URIs where the input is an image, else the vectors as numbers where
+    they are short;
     `was` and `now`: classes; `linf`, `l2`: distances between center and input; `range`: the values that black and white stand for.
     """
     if "input" not in arrays:
@@ -98,7 +99,9 @@ def _triple(x: np.ndarray, center: np.ndarray | None) -> dict[str, Any]:
     low, high = _span(both)
     shown: dict[str, Any] = {"input": _picture(x, low, high), "range": [low, high], "size": [x.shape[1], x.shape[0]]}
     if center is not None:
-        shown |= {"center": _picture(center, low, high), "difference": _difference(x - center)}
+        shown["center"] = _picture(center, low, high)
+        if np.any(x != center):
+            shown["difference"] = _difference(x - center)
     return shown
 
 

@@ -274,6 +274,13 @@ def test_pictures_show_the_arrays(tmp_path: Path, visit: Open) -> None:
     assert "radii 0.1 to 0.2" in page.text("#maps .card")
 
 
+def test_the_middle_of_a_region_that_violates_is_told(tmp_path: Path, visit: Open) -> None:
+    arrays = {"center": np.full((1, 28, 28), 0.5), "input": np.full((1, 28, 28), 0.5), "output": np.array([0.0, 3.0])}
+    page = visit(stored(tmp_path / "middle.sqlite", [(instance(0), Outcome("falsified", wall_s=1.0, arrays=arrays))]))
+    assert [image.get_attribute("alt").split()[0] for image in page.tab.locator("#counterexamples img").all()] == ["image", "adversary"]
+    assert "the middle of the region itself" in page.text("#counterexamples .card")
+
+
 def test_details_of_an_instance(sample: Path, visit: Open) -> None:
     page = visit(sample.with_suffix(".html"))
     page.tab.locator("#search").fill("net_1 prop_4")

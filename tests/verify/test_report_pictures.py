@@ -113,6 +113,8 @@ def test_counterexample_without_pictures() -> None:
     constant = counterexample({"input": np.full((1, 28, 28), 7.0), "center": np.full((1, 28, 28), 7.0)}, None)
     assert constant is not None
     assert constant["linf"] == 0.0
+    assert "center" in constant
+    assert "difference" not in constant
 
 
 def test_bounding_map() -> None:

@@ -28,6 +28,7 @@ function classes(witness) {
 }
 
 function distances(witness) {
+  if (witness.linf === 0 && witness.l2 === 0) return "the middle of the region itself";
   const parts = [];
   if (witness.linf !== undefined) parts.push(`l-inf ${number(witness.linf, 3)}`);
   if (witness.l2 !== undefined) parts.push(`l-2 ${number(witness.l2, 3)}`);
