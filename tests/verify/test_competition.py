@@ -103,6 +103,14 @@ def test_scripts(scripts: Path, tmp_path: Path, net: Path) -> None:
     assert _call(scripts / "prepare_instance.sh", *common, cwd=tmp_path).returncode == 0
     assert _call(scripts / "run_instance.sh", *common, "the result", "30", cwd=tmp_path).returncode == 0
     assert (tmp_path / "the result").read_text() == "unsat\n"
+    question(tmp_path / "p.vnnlib", "(>= Y_0 0.75)")
+    done = _call(scripts / "run_instance.sh", *common, "the result", "30", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "sat\n", "")
+    told, _, witness = (tmp_path / "the result").read_text().partition("\n")
+    assert told == "sat"
+    assert FORM.fullmatch(witness.strip())
+    assert _call(scripts / "run_instance.sh", *common, "the result", "1e-6", cwd=tmp_path).stdout == "timeout\n"
+    assert (tmp_path / "the result").read_text() == "timeout\n"
     for name, arguments in (("prepare_instance.sh", ["v2", *common[1:]]), ("run_instance.sh", common), ("install_tool.sh", ["v2"])):
         done = _call(scripts / name, *arguments, cwd=tmp_path)
         assert done.returncode == 1
