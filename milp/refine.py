@@ -61,6 +61,11 @@ class Refinement:
         return int(self._chosen.sum())
 
     @property
+    def total(self) -> int:
+        """How many binaries there are."""
+        return int(self._gates.size)
+
+    @property
     def exhausted(self) -> bool:
         """Whether the last round's program was the exact one."""
         return self.rounds > 0 and bool(self._chosen.all())
