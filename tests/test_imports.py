@@ -16,7 +16,7 @@ OURS = (*ORDER, "demo", "tests")
 SOLVERS = {"clarabel", "cplex", "cvxpy", "gurobipy", "highspy", "mip", "mosek", "ortools", "osqp", "pulp", "pyscipopt", "scs"}
 ONNX = {"onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 PLOTTING = {"matplotlib", "pandas", "plotly", "seaborn"}
-PICTURES = ("verify/pictures.py", "verify/radius_pictures.py")
+PICTURES = ("verify/pictures.py", "verify/radius_pictures.py", "verify/substitute_pictures.py")
 ALONE = {"networkx", "numpy", "torch"}
 """What `bounds` may use at module level."""
 QUICK = {"rich", "typer"}

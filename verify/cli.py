@@ -312,6 +312,7 @@ def radius(  # noqa: PLR0913 - one argument an option
     histogram: Annotated[bool, typer.Option("--histogram", help="Draw how the radii are distributed, to the file of --plot.")] = False,
     target: Annotated[float | None, typer.Option(help="Mark this radius in the histogram.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Picture of the curve or the histogram: .png, .pdf or .svg.")] = None,
+    attack: Annotated[bool, typer.Option("--attack/--no-attack", help="Whether to look for near adversaries, the upper ends.")] = True,
     clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Whether perturbed pixels stay in [0, 1].")] = True,
     threads: Annotated[int, typer.Option(help="Threads for bounds and attacks.", min=1)] = 1,
     as_json: Json = False,
@@ -321,15 +322,56 @@ def radius(  # noqa: PLR0913 - one argument an option
     seed: Seed = 0,
 ) -> int:
     """Measure how far images can move before their class may change: a certified end and an adversary's."""
+    from verify.minimal import MinimalNorm
     from verify.questions import choose_index, read_memory, read_norm
     from verify.radius import Limits
     from verify.radius_command import Command, Picture, Question
 
     chosen = choose_index(index, curve)
     question = Question(dataset, data_dir, chosen, read_norm(norm), method, tol, eps_max, clip)
-    limits = Limits(most=eps_max, seconds=timeout, device=device, memory_mb=read_memory(memory_limit), seed=seed)
+    limits = Limits(eps_max, timeout, device, read_memory(memory_limit), seed, MinimalNorm() if attack else None)
     picture = Picture(plot, curve is not None, histogram, eps_min, target)
     return Command(model, question, limits, _print, as_json, picture, threads).run()
+
+
+@app.command()
+def substitute(  # noqa: PLR0913 - one argument an option
+    model: Model,
+    dataset: Annotated[str | None, typer.Option(help="Images of a data set: mnist or cifar10.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's official files.")] = None,
+    index: Annotated[str, typer.Option(help="Test images: one such as 7, a range such as 0:10, or a list such as 3,7,9.")] = "0",
+    at: Annotated[str | None, typer.Option(help="One point instead of images: its numbers separated by commas.")] = None,
+    norm: Annotated[str, typer.Option(help="Norm of the perturbation: inf, 2 or 1.")] = "inf",
+    kind: Annotated[str, typer.Option("--type", help="What replaces a neuron's activation: constant, linear or activation.")] = "linear",
+    ratio: Annotated[float, typer.Option(help="Share of the neurons that is replaced.")] = 0.99,
+    step: Annotated[float, typer.Option(help="Share of the remaining ones that goes before bounds are computed again.")] = 0.1,
+    first_layer: Annotated[
+        bool, typer.Option("--first-layer/--no-first-layer", help="Whether neurons that read the input directly may go.")
+    ] = True,
+    stable_first: Annotated[
+        bool, typer.Option("--stable-first", help="Replace neurons that are stable on the ball before all others.")
+    ] = False,
+    bounds: Annotated[str, typer.Option(help="Bounds that choose the neurons: fastlin-ibp, crown or ibp.")] = "fastlin-ibp",
+    exact: Annotated[bool, typer.Option("--exact", help="Search the network's own distance too, and compare.")] = False,
+    save: Annotated[Path | None, typer.Option(help="Write the substitute to this .onnx file; NAME-INDEX.onnx for several images.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw classes before and after, for networks with two inputs.")] = None,
+    clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Whether perturbed inputs stay in [0, 1].")] = True,
+    threads: Annotated[int, typer.Option(help="Threads for bounds and attacks.", min=1)] = 1,
+    as_json: Json = False,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for each image; then the ends so far.", min=0.0)] = 60.0,
+    device: Device = "cpu",
+    memory_limit: MemoryLimit = None,
+    seed: Seed = 0,
+) -> int:
+    """Estimate how far the nearest adversary is, on a network with few activations left; certified ends beside it."""
+    from verify.questions import read_memory, read_norm
+    from verify.substitute import read_pruning
+    from verify.substitute_command import Command, Question, Settings
+
+    question = Question(dataset, data_dir, index, at, read_norm(norm), clip)
+    pruning = read_pruning(kind, ratio, step, bounds, first_layer=first_layer, stable_first=stable_first)
+    settings = Settings(pruning, exact, timeout, save, plot, device, read_memory(memory_limit), seed, threads)
+    return Command(model, question, settings, _print, as_json).run()
 
 
 @app.command()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -86,6 +86,15 @@ class Pruning:
         """The share that is gone after each round: 1 - (1 - step)^k, and the ratio at the end."""
         rounds = math.ceil(math.log1p(-self.ratio) / math.log1p(-self.step))
         return [min(self.ratio, 1 - (1 - self.step) ** k) for k in range(1, rounds)] + [self.ratio]
+
+
+def read_pruning(kind: str, ratio: float, step: float, engine: str, *, first_layer: bool = True, stable_first: bool = False) -> Pruning:
+    """The settings as typed.
+
+    Raises:
+        SpecError: see `Pruning`.
+    """
+    return Pruning(kind, ratio, step, first_layer, stable_first, engine)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -248,7 +257,8 @@ class Estimate:
     (type "activation" only). exact: the network's own distance where it was asked for and found in time.
 
     binaries: of the largest program on the substitute and on the network (None unless exact was asked for). seconds: attack, pruning, milp, runs
-    (programs solved on the substitute), exact, exact_runs. note: what there is to say.
+    (programs solved on the substitute), exact, exact_runs. adversary: the point at `upper`; substitute_adversary: the substitute's nearest one.
+    note: what there is to say.
     """
 
     label: int
@@ -267,6 +277,7 @@ class Estimate:
     seconds: dict[str, float]
     substitute: Substitute | None = None
     adversary: np.ndarray | None = None
+    substitute_adversary: np.ndarray | None = None
     note: str = ""
 
     @property
@@ -279,7 +290,7 @@ class Estimate:
 @dataclass(frozen=True, eq=False)
 class Estimator:
     """Estimates for images of one network. norm: 1, 2 or inf; domain: (low, high) that every x must respect, or None; exact: whether the
-    network's own distance is wanted too."""
+    network's own distance is wanted too; observe: told what is going on."""
 
     network: Network
     pruning: Pruning = Pruning()
@@ -288,6 +299,7 @@ class Estimator:
     limits: Limits = Limits()
     exact: bool = False
     attack: MinimalNorm = field(default_factory=MinimalNorm)
+    observe: Callable[[str], None] | None = None
 
     def __call__(self, images: Tensor, labels: Tensor, deadline: float | None = None) -> list[Estimate]:
         """Both ends, the estimate and, if wanted, the exact distance of every image. images: (N, *input_shape), labels: (N,).
@@ -306,13 +318,16 @@ class Estimator:
             robustness(image, label, 0.0, norm=self.norm, outputs=self.network.outputs, domain=self.domain)
         _taking_part(self.network, self.pruning)
         begin = time.monotonic()
+        self._tell("attack")
         hits = self.attack(self.network, images, labels, norm=self.norm, domain=self.domain, deadline=deadline)
         attacked = (time.monotonic() - begin) / max(1, len(images))
-        self._check(hits, labels)
+        self._check(hits, labels, deadline)
         radii = torch.from_numpy(hits.distance)
         points = torch.from_numpy(hits.points.astype(np.float64))
+        self._tell("pruning")
         regions = balls(images, radii, self.norm, self.domain)
         made = prune(self.network, images, points, regions, self.pruning, self.limits, deadline)
+        self._tell("certified radius")
         search = Search(most=float(_SLACK * radii.max()), tol=1e-4 * float(radii.max()), deadline=deadline)
         lower = certified_radii(self.network, images, labels, norm=self.norm, domain=self.domain, search=search).lower
         delta = None
@@ -344,11 +359,21 @@ class Estimator:
         """The distance on the substitute, and on the network if that is wanted."""
         if found.substitute is None:
             return found
-        on_substitute = self._distance(found.substitute.small, found, image, 0.0, deadline)
+        self._tell("distance on the substitute")
+        now = time.monotonic()
+        half = deadline if deadline is None or not self.exact else now + max(0.0, deadline - now) / 2  # the other half is the network's
+        if not all(node.op.exact_in_milp for node in found.substitute.small.nodes if isinstance(node.op, Activation)):
+            return self._bracketed(found, image, half)
+        on_substitute = self._distance(found.substitute.small, found, image, 0.0, half)
         found = self._estimated(found, image, on_substitute)
         if not self.exact:
             return found
+        self._tell("distance on the network")
         return self._measured(found, self._distance(self.network, found, image, found.rigorous, deadline))
+
+    def _tell(self, what: str) -> None:
+        if self.observe is not None:
+            self.observe(what)
 
     def _distance(self, network: Network, found: Estimate, image: Tensor, lower: float, deadline: float | None) -> Distance:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -366,6 +391,18 @@ class Estimator:
             seconds=seconds,
             memory_mb=self.limits.memory_mb,
         )
+
+    def _bracketed(self, found: Estimate, image: Tensor, deadline: float | None) -> Estimate:
+        """Both ends of the distance on a substitute without an exact form: what bounds certify there, and an attack on it."""
+        network, labels = found.substitute.small if found.substitute else self.network, torch.tensor([found.label])
+        hits = self.attack(network, image[None], labels, norm=self.norm, domain=self.domain, deadline=deadline)
+        upper = float(hits.distance[0])
+        most = min(upper, 10 * found.d_adv)
+        search = Search(most=_SLACK * most, tol=1e-4 * most, deadline=deadline)
+        lower = float(certified_radii(network, image[None], labels, norm=self.norm, domain=self.domain, search=search).lower[0])
+        note = "the substitute has no exact form: its distance is between two ends"
+        point = hits.points[0] if math.isfinite(upper) else None
+        return replace(found, estimate_range=(min(lower, upper), upper), substitute_adversary=point, note=note)
 
     def _estimated(self, found: Estimate, image: Tensor, distance: Distance) -> Estimate:
         """What the distance on the substitute says; its nearest point is tried on the network too."""
@@ -392,6 +429,7 @@ class Estimator:
             rigorous=min(rigorous, upper),
             upper=upper,
             adversary=adversary,
+            substitute_adversary=distance.point,
             binaries=(distance.binaries, None),
             seconds=seconds,
             note="" if optimal else f"substitute: {distance.reason or distance.status}",
@@ -405,6 +443,7 @@ class Estimator:
             found,
             exact=distance.upper if optimal else None,
             upper=upper,
+            adversary=distance.point if distance.point is not None and distance.upper < found.upper else found.adversary,
             certified_lower=_consistent(max(found.certified_lower, distance.lower), upper),
             rigorous=min(max(found.rigorous, distance.rigorous), upper),
             proof=distance.proof if stronger else found.proof,
@@ -413,12 +452,14 @@ class Estimator:
             note=note,
         )
 
-    def _check(self, hits: Adversaries, labels: Tensor) -> None:
+    def _check(self, hits: Adversaries, labels: Tensor, deadline: float | None) -> None:
         for number, (distance, label) in enumerate(zip(hits.distance.tolist(), labels.tolist(), strict=True)):
             if distance == 0:
                 raise SpecError(
                     f"image {number} of the batch is misclassified (label {label}): there is no distance to estimate; leave it out"
                 )
+            if math.isinf(distance) and deadline is not None and time.monotonic() >= deadline:
+                raise TimeLimitError("the time limit passed before the attack found an adversary")
             if math.isinf(distance):
                 raise SpecError(
                     f"no adversary of image {number} of the batch was found within the domain: nothing says on which ball neurons vary; "
