@@ -119,8 +119,8 @@ class Limits:
     """What a call may use.
 
     most: the largest radius of interest; without it, the adversary's distance or the whole domain. seconds: for everything; then the best ends
-    so far. attack: how upper ends are searched, on this device and with this seed. batch: images bounded at once. solver: of the method
-    "exact"; None for the default.
+    so far. attack: how upper ends are searched, on this device and with this seed; None: not at all. batch: images bounded at once. solver: of
+    the method "exact"; None for the default.
     """
 
     most: float | None = None
@@ -128,7 +128,7 @@ class Limits:
     device: str = "cpu"
     memory_mb: float = DEFAULT_MEMORY_MB
     seed: int = 0
-    attack: MinimalNorm = field(default_factory=MinimalNorm)
+    attack: MinimalNorm | None = field(default_factory=MinimalNorm)
     batch: int = 64
     solver: str | None = None
 
@@ -270,6 +270,8 @@ class _Ends:
 
     def attack(self, deadline: float | None) -> None:
         """Upper ends, a few images at a time."""
+        if self.limits.attack is None:
+            return
         search = replace(self.limits.attack, seed=self.limits.seed, device=self.limits.device)
         for start in range(0, len(self.found), _ATTACKED):
             self.observe(f"attack: {start} of {len(self.found)} images")

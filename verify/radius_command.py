@@ -141,7 +141,7 @@ class Found:
         by = "" if proof is None else f" by {proof.engine}, {proof.proof} proof"
         exact = "" if radius.exact is None or math.isinf(radius.exact) else f"exactly {radius.exact:.9g}, "
         ends = f"at least {radius.lower:.6g}{by}; " + (
-            "no adversary found" if math.isinf(radius.upper) else f"an adversary at {radius.upper:.6g}"
+            "no adversary known" if math.isinf(radius.upper) else f"an adversary at {radius.upper:.6g}"
         )
         note = f"; {radius.note}" if radius.note else ""
         return f"{name}radius {exact}{ends}; {radius.bound_calls} bound calls{note}  [{radius.seconds:.2f} s]"

@@ -77,6 +77,18 @@ def test_the_certificate_proves_the_radius_again() -> None:
         assert (planes.lower_b + inner.minimise(planes.lower_A) > 0).all()
 
 
+@pytest.mark.parametrize("method", ["crown", "exact"])
+def test_without_an_attack_the_certified_ends_are_the_same(method: RadiusMethod) -> None:
+    network = random()
+    x, labels = images(network, 3)
+    labels[1] = (labels[1] + 1) % 3
+    attacked = certified_radius(network, x, labels, method=method, limits=Limits(attack=QUICK))
+    for index, found in enumerate(certified_radius(network, x, labels, method=method, limits=Limits(attack=None))):
+        assert found.lower == pytest.approx(attacked[index].lower, abs=1e-4)
+        assert found.note == attacked[index].note == ("misclassified" if index == 1 else "")
+        assert math.isinf(found.upper) == (method == "crown" and index != 1)
+
+
 def test_a_misclassified_image_has_radius_zero_and_says_so() -> None:
     network = random()
     x, labels = images(network)
@@ -165,7 +177,7 @@ def test_rounding_of_the_model_is_no_contradiction() -> None:
 
 
 def test_progress_is_told() -> None:
-    network, told = random(), []
+    network, told = random(), list[str]()
     certified_radius(network, *images(network), method="crown", limits=Limits(attack=QUICK), observe=told.append)
     assert told[0].startswith("attack")
     assert any(text == "fastlin: 6 of 6 images" for text in told)

@@ -162,6 +162,15 @@ def test_the_histogram(folder: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "reach 0.02 -->" in plot.read_text()
 
 
+def test_without_an_attack(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, text, _ = run(capsys, *asked(folder, "--no-attack"))
+    assert code == 0
+    assert "no adversary known" in text
+    document = json.loads(run(capsys, *asked(folder, "--no-attack", "--json"))[1])
+    assert document["lower"] > 0
+    assert document["upper"] is None
+
+
 def test_no_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, text, _ = run(capsys, *asked(folder, "--timeout", "0", "--json"))
     document = json.loads(text)
