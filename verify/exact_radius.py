@@ -1,8 +1,13 @@
-"""Exact radii: the distance of the nearest adversary by mixed-integer programming, every adversary replayed on the original model."""
+"""Exact radii: the distance of the nearest adversary by mixed-integer programming, every adversary replayed on the original model.
+
+On networks with many unstable neurons branching draws the ends together first (`verify.narrowing`), often until they meet.
+"""
 
 from __future__ import annotations
 
 import math
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
     from milp.distance import Distance
     from milp.encode import Pruned
     from milp.incumbent import Adversary
+
+_BRANCHING = 0.7
+"""Of the time limit, for branching, where many neurons are unstable."""
 
 
 def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
@@ -67,6 +75,7 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
     from milp.metric import Metric
     from milp.program import Limits
     from milp.solvers import default_solver, get_solver
+    from verify.narrowing import narrowed, worthwhile
 
     center = torch.as_tensor(image).detach().to("cpu", torch.float64)
     if not (tol > 0 and math.isfinite(tol)):
@@ -79,8 +88,16 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
         raise SpecError(f"the adversary has {point.size} values, the image {center.numel()}")
     sides = None if domain is None else (torch.as_tensor(domain[0], dtype=torch.float64), torch.as_tensor(domain[1], dtype=torch.float64))
     first, second = (default_solver(precise=p) if solver is None else get_solver(solver, precise=p) for p in (False, True))
+    begin = time.monotonic()
     effort = Effort(first, None if relaxed else second, Limits(seconds, memory_mb), tol, replayer.slack, relaxed=relaxed or {})
-    return exact_distance(network, label, Metric(center, norm, sides), replayer, Start(lower, point, most), effort)
+    metric, start = Metric(center, norm, sides), Start(lower, point, most)
+    if not relaxed and worthwhile(network, metric, start):
+        share = None if seconds is None else _BRANCHING * seconds
+        start = narrowed(network, label, metric, replayer, start, replace(effort, limits=Limits(share, memory_mb)))
+        left = None if seconds is None else max(seconds - (time.monotonic() - begin), 0.0)
+        effort = replace(effort, limits=Limits(left, memory_mb))
+    found = exact_distance(network, label, metric, replayer, start, effort)
+    return replace(found, seconds=time.monotonic() - begin)
 
 
 class Replayer:
