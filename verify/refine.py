@@ -181,7 +181,7 @@ def certified_lower(
     limit = settings.pop("seconds", None)
     start = time.monotonic()
     best = exact_radius(network, image, label, relaxed=pruned, most=most, seconds=limit, **settings)
-    high = min(best.upper, most)
+    high = min(best.upper, most, _reach(image, settings))
     for _ in range(rounds):
         left = None if limit is None else limit - (time.monotonic() - start)
         if best.status != "undecided" or not math.isfinite(high) or (left is not None and left <= 0):
@@ -192,6 +192,13 @@ def certified_lower(
         high = high if found.status == "no adversary" else middle
         best = _better(best, found)
     return replace(best, seconds=time.monotonic() - start)
+
+
+def _reach(image: Tensor | np.ndarray, settings: dict[str, Any]) -> float:
+    """A radius that takes in the whole domain."""
+    from milp.metric import Metric
+
+    return Metric(torch.as_tensor(image).double().cpu(), settings.get("norm", math.inf), settings.get("domain", (0.0, 1.0))).reach
 
 
 def _better(first: Distance, second: Distance) -> Distance:
