@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from milp.encode import Pruned
     from milp.incumbent import Adversary
 
+_LEAST_TOL = 1e-9
+"""Ends that are nearer each other are within the tolerances of solvers, and of the evaluation of a network."""
 _BRANCHING = 0.7
 """Of the time limit, for branching, where many neurons are unstable."""
 
@@ -68,7 +70,7 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
     so, `rigorous` never does.
 
     Raises:
-        SpecError: label, norm or domain that do not fit, NaN, tol not positive, neither domain nor adversary nor `most`.
+        SpecError: label, norm or domain that do not fit, NaN, tol below 1e-9, neither domain nor adversary nor `most`.
         SolverError: an unknown or missing solver. UnsupportedOpError: the network has no exact mixed-integer form.
     """
     from milp.distance import Effort, Start, exact_distance
@@ -78,8 +80,10 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
     from verify.narrowing import narrowed, worthwhile
 
     center = torch.as_tensor(image).detach().to("cpu", torch.float64)
-    if not (tol > 0 and math.isfinite(tol)):
-        raise SpecError(f"the tolerance must be positive and finite, got {tol}; 1e-6 is the default")
+    if not _LEAST_TOL <= tol < math.inf:
+        raise SpecError(
+            f"the tolerance must be at least {_LEAST_TOL:g}, which rounding and solvers can tell apart, got {tol}; 1e-6 is the default"
+        )
     if math.isnan(lower) or lower < 0 or math.isnan(most) or most <= 0:
         raise SpecError(f"the certified radius must not be negative and the largest radius must be positive, got {lower} and {most}")
     replayer = Replayer(network, center, label, norm, domain)
