@@ -27,7 +27,7 @@ from bounds import rounding
 from bounds.alpha import AlphaCrown
 from bounds.crown import Crown, FastLin, LinearEngine
 from bounds.engine import DEFAULT_MEMORY_MB, place
-from bounds.errors import ProofError, SpecError
+from bounds.errors import ProofError, SpecError, TimeLimitError
 from bounds.network import Network
 from verify.brackets import Bracket
 from verify.exact_radius import exact_radius
@@ -195,10 +195,12 @@ def radius_curve(  # noqa: PLR0913 - keyword-only settings of one call
 
     method: as in `certified_radius`; its last bound engine counts.
 
-    Property: sound. Raises: see `certified_curve`.
+    Property: sound. Raises: see `certified_curve`; TimeLimitError where `limits.seconds` are not enough.
     """
     x = torch.as_tensor(image).detach().to("cpu", torch.float64).unsqueeze(0)
     deadline = None if limits.seconds is None else time.monotonic() + limits.seconds
+    if limits.seconds == 0:
+        raise TimeLimitError("the time limit was reached; give more with --timeout, or none")
     engine = _engine(_ENGINES[method][-1], limits, deadline)
     return certified_curve(Task(network, x, torch.tensor([label]), norm, domain, engine, Search(batch=limits.batch)), eps)
 

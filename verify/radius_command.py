@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from bounds.engine import place
-from bounds.errors import RegionError, SpecError
+from bounds.errors import RegionError, SpecError, TimeLimitError
 from bounds.network import Network
 from verify import exits
 from verify.datasets import load_dataset
@@ -182,15 +182,18 @@ class Command:
         curve: Curve | None = None
         if self.picture.curve and not interrupted:
             try:
-                curve = self._curve(network, images, found[0].radius)
+                curve = self._curve(network, images, found[0].radius, begin)
             except KeyboardInterrupt:
                 interrupted = True
+            except TimeLimitError as error:
+                sys.stderr.write(f"ringfence: no curve: {error}\n")
         self._tell(found, curve, time.monotonic() - begin, interrupted)
         if interrupted:
             sys.stderr.write("ringfence: interrupted; the best ends so far are told\n")
             return exits.INTERRUPTED
         self._draw(found, curve)
-        return exits.VERIFIED if all(one.radius.finished for one in found) else exits.UNKNOWN
+        finished = all(one.radius.finished for one in found) and (curve is not None or not self.picture.curve)
+        return exits.VERIFIED if finished else exits.UNKNOWN
 
     def _search(self, network: Network, images: Images, method: RadiusMethod) -> list[Found]:
         question = self.question
@@ -208,25 +211,32 @@ class Command:
             )
         return [Found(index, radius) for index, radius in zip(images.index, radii, strict=True)]
 
-    def _curve(self, network: Network, images: Images, radius: Radius) -> Curve:
-        """From the smallest to the largest eps asked for, or a little beyond the radius."""
-        question, least = self.question, self.picture.least
+    def _curve(self, network: Network, images: Images, radius: Radius, begin: float) -> Curve:
+        """From the smallest to the largest eps asked for, or a little beyond the radius; within the time that is left since `begin`.
+
+        Raises:
+            TimeLimitError: there is not enough.
+        """
+        question, least, seconds = self.question, self.picture.least, self.limits.seconds
+        left = None if seconds is None else max(0.0, seconds - (time.monotonic() - begin))
         reach = radius.lower if math.isfinite(radius.lower) else 0.0
         most = question.most or max(_CURVE_REACH * reach or _CURVE_MOST, 2 * least)
         # The peak itself, and the fall just beyond it.
         peak = torch.tensor([reach, reach + question.tol], dtype=torch.float64)
         eps = torch.cat([torch.linspace(least, most, _CURVE_POINTS + 1, dtype=torch.float64), peak[(peak > least) & (peak < most)]])
-        eps = eps[eps > 0].unique()
-        return radius_curve(
-            network,
-            images.pixels[0],
-            radius.label,
-            eps,
-            norm=question.norm,
-            method=question.how(),
-            domain=question.domain,
-            limits=self.limits,
-        )
+        with progress("") as observe:
+            if observe is not None:
+                observe("curve")
+            return radius_curve(
+                network,
+                images.pixels[0],
+                radius.label,
+                eps[eps > 0].unique(),
+                norm=question.norm,
+                method=question.how(),
+                domain=question.domain,
+                limits=replace(self.limits, seconds=left),
+            )
 
     def _tell(self, found: list[Found], curve: Curve | None, seconds: float, interrupted: bool) -> None:
         if self.as_json:
@@ -251,7 +261,7 @@ class Command:
 
     def _draw(self, found: list[Found], curve: Curve | None) -> None:
         picture, question = self.picture, self.question
-        if picture.path is None:
+        if picture.path is None or (picture.curve and curve is None):
             return
         if curve is not None:
             title = f"{self.model.name}, image {found[0].index} (label {found[0].radius.label})"

@@ -178,6 +178,15 @@ def test_no_time(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (document["lower"], document["finished"], document["reason"]) == (0.0, False, "time limit")
 
 
+def test_no_time_for_the_curve(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = folder / "curve.png"
+    code, text, complaint = run(capsys, *asked(folder, "--curve", "0", "--plot", str(plot), "--timeout", "0", "--json"))
+    assert code == 3
+    assert json.loads(text)["reason"] == "time limit"
+    assert complaint.startswith("ringfence: no curve: the time limit was reached")
+    assert not plot.exists()
+
+
 def test_an_interrupt_keeps_the_ends_so_far(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     advance, calls = Task.advance, iter(range(100))
 
