@@ -2,6 +2,7 @@
 
 Falsify(attack)      searches counterexamples; every candidate is replayed on the original model
 Bound(engine)        closes the unsafe sets whose margins are proven positive, tightens pre-activations
+Reduce()             leaves inactive neurons out (see verify/reduce.py)
 SplitInput()         bisects the region of a question about few inputs (see verify/bisection.py)
 SplitNeurons()       splits activations, batches of sub-problems at once (see verify/branch.py)
 Exact(solver)        decides the open sets by mixed-integer programming
