@@ -140,6 +140,16 @@ def test_second_writer_is_refused_and_a_reader_is_not(path: Path) -> None:
     Results.write(path).close()
 
 
+def test_a_link_to_the_file_shares_its_lock(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    link = tmp_path / "elsewhere" / "link.sqlite"
+    link.symlink_to(path)
+    with Results.write(path), pytest.raises(ResultsError, match=r"link\.sqlite: another process is writing"):
+        Results.write(link)
+    Results.write(link).close()
+    assert [p.name for p in link.parent.iterdir()] == ["link.sqlite"]
+
+
 def test_lock_ends_with_the_process_that_held_it(path: Path) -> None:
     script = f"import os; from verify.results import Results; r = Results.write({str(path)!r}); os.kill(os.getpid(), 9)"
     assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parents[2], check=False).returncode == -9
