@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from bounds.ops.piecewise import Relu
 from bounds.region import Box, LpBall
 from verify import bisection
 from verify.bisection import SplitInput
-from verify.spec import Specification
+from verify.spec import Margins, Specification
 from verify.stages import Options, Query
 from verify.verdict import Falsified, Unknown, Verified
 
@@ -102,7 +104,7 @@ def test_two_runs_are_the_same() -> None:
 
 def test_halves_cover_the_box_and_share_the_cut() -> None:
     lower, upper = torch.tensor([0.1, -0.3], dtype=torch.float64), torch.tensor([0.4, 0.7], dtype=torch.float64)
-    low, high = bisection._halves([(0.0, 0, lower, upper, 1)])
+    low, high = bisection._halves([bisection._Part(lower, upper, 1, None)])
     assert low[0].equal(lower)
     assert high[1].equal(upper)
     assert high[0, 1] == low[1, 1]
@@ -134,3 +136,73 @@ def test_what_overflows_in_float32_is_bounded_in_float64(monkeypatch: pytest.Mon
     whole = bisection.Crown.__call__
     monkeypatch.setattr(bisection.Crown, "__call__", fails_in_float32)
     assert isinstance(SplitInput()(_query([-1.0, -0.7], [0.9, 1.1], -0.2501)), Verified)
+
+
+def _random_question(seed: int, threshold: float, sets: int) -> tuple[Query, Tensor]:
+    """A random network on a box of three inputs, unsafe where both outputs (or, as two sets, either) are low; and its margin at many points."""
+    random = torch.Generator().manual_seed(seed)
+    sizes = (3, 8, 8, 2)
+    weights = [torch.randn(n, m, generator=random) / math.sqrt(m) for m, n in itertools.pairwise(sizes)]
+    nodes = [Node(Input(), (), (3,), "x")]
+    for k, weight in enumerate(weights):
+        nodes.append(
+            Node(Linear(weight, 0.3 * torch.randn(len(weight), generator=random)), (len(nodes) - 1,), (len(weight),), f"linear{k}")
+        )
+        if k < 2:
+            nodes.append(Node(Relu(), (len(nodes) - 1,), (8,), f"relu{k}"))
+    network = Network(tuple(nodes))
+    points = torch.cartesian_prod(*[torch.linspace(-1, 1, 33, dtype=torch.float64)] * 3)
+    values = network.to(torch.float64)(points)
+    margin = values.amin(-1) if sets == 2 else values.amax(-1)
+    limit = float(margin.min()) + threshold
+    rows = torch.eye(2, dtype=torch.float64)
+    d = torch.full((2,), limit, dtype=torch.float64)
+    unsafe = tuple(Halfspaces(rows[k : k + 1], d[k : k + 1]) for k in range(2)) if sets == 2 else (Halfspaces(rows, d),)
+    box = Box(-torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64))
+    return Query.of(network, Specification(box, unsafe), Options()), margin - limit
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("seed", range(4))
+def test_no_verdict_contradicts_points(seed: int, sets: int) -> None:
+    """Slopes, clipping and inherited intervals all take part: several rows in a set, several sets, hidden layers."""
+    below, margin = _random_question(seed, -0.1, sets)
+    safe = SplitInput(batch=16)(below)
+    assert isinstance(safe, Verified)
+    assert safe.bound is not None
+    assert 0 < safe.bound <= float(margin.min())
+    unsafe = SplitInput(batch=16)(_random_question(seed, 0.01, sets)[0])
+    assert isinstance(unsafe, Falsified)
+
+
+def test_halves_start_from_what_is_proven_for_the_whole() -> None:
+    query, _ = _random_question(0, -0.05, 1)
+    search = bisection._Search(
+        query, Box(-torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)), SplitInput(), None
+    )
+    rows = [torch.full((2, 16), float(k)) for k in range(2)]
+    parts = [bisection._Part(torch.zeros(3), torch.ones(3), k, row) for k, row in enumerate(rows)]
+    known = search.known(parts, 4)
+    for index in search.hidden:
+        assert known[index].lower[:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
+    assert search.known([replace(parts[0], intervals=None), parts[1]], 4) == {}
+
+
+def test_a_wrong_clip_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip that cuts too far loses the counterexample near the minimum, or the margin it proves contradicts the points."""
+    whole = bisection.clip
+
+    def too_far(A: Tensor, b: Tensor, goal: Margins, margin: float, box: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return whole(A, b + 0.2, goal, margin, box)
+
+    def contradictions() -> int:
+        found = 0
+        for seed in range(3):
+            outcome = SplitInput(batch=16, most_boxes=60)(_random_question(seed, 0.003, 1)[0])
+            found += isinstance(outcome, Verified)
+        return found
+
+    monkeypatch.setattr(bisection._Search, "attack", lambda *_: None)
+    assert contradictions() == 0
+    monkeypatch.setattr(bisection, "clip", too_far)
+    assert contradictions() > 0
