@@ -2,9 +2,10 @@
 
     python -m benchmarks.exact_verdicts --models ../shared/models --data ../shared/data [--images 100] [--seconds 60] [--cpu-clock]
 
-Every image is one question to `verify.run.verify` with its default stages. Each answer is one JSON line of the results file; a run started
-again continues where the last one stopped. `--report` prints the table of a results file. The printed figures are over all 10,000 test
-images, so those of the first 100 may differ by the sampling error in the last column.
+With `--known FOLDER`, the results of `benchmarks.thesis_tables` (`ringfence evaluate`), images that its bounds proved or its attack broke are
+taken from there. Every other image is one question to `verify.run.verify` with its default stages. Each answer is one JSON line of the
+results file; a run started again continues where the last one stopped. `--report` prints the table of a results file. The printed figures
+are over all 10,000 test images; those of fewer may differ by the sampling error in the table.
 """
 
 from __future__ import annotations
@@ -57,6 +58,25 @@ def answer(network: Network, data: Dataset, index: int, settings: Settings) -> d
     return line | {"verdict": "falsified", "by": verdict.decided_by, "class": int(verdict.y.argmax())}
 
 
+def known(path: Path) -> dict[int, dict[str, Any]]:
+    """What `ringfence evaluate` decided, by image: misclassified, verified by its bounds or falsified by its attack."""
+    found: dict[int, dict[str, Any]] = {}
+    header, *chunks = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    if (header["norm"], header["eps"], header["clip"], header["dataset"]) != ("inf", EPS, True, "mnist"):
+        raise SystemExit(f"{path} answers another question than l-inf {EPS} in [0, 1] on MNIST")
+    for chunk in chunks:
+        for number, correct in enumerate(chunk["correct"]):
+            index = chunk["first"] + number
+            proven = [name for name, margins in chunk["margins"].items() if correct and margins[number] is not None and margins[number] > 0]
+            if not correct:
+                found[index] = {"index": index, "verdict": "misclassified"}
+            elif proven:
+                found[index] = {"index": index, "verdict": "verified", "by": f"{proven[-1]} before", "proof": "rigorous"}
+            elif chunk["broken"][number]:
+                found[index] = {"index": index, "verdict": "falsified", "by": "pgd before"}
+    return found
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a results file, the last one of every image; a line that was cut off is left out."""
     found: dict[tuple[str, float, int], dict[str, Any]] = {}
@@ -97,7 +117,7 @@ def _row(name: str, group: Sequence[dict[str, Any]]) -> str:
     sampling = 100 * math.sqrt(share * (1 - share) / count)
     cells = [name, count, counts["misclassified"], counts["falsified"], f"{counts['verified']} ({solver})", counts["open"], error]
     cells += ["" if printed is None else f"{printed:.2f}", f"{sampling:.1f}", ", ".join(f"{k} {v}" for k, v in stages.most_common())]
-    cells += [f"{statistics.median(seconds):.2f} / {max(seconds):.1f}"]
+    cells += [f"{statistics.median(seconds):.2f} / {max(seconds):.1f}" if seconds else ""]
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
@@ -111,6 +131,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="Limit for one image.")
     parser.add_argument("--cpu-clock", action="store_true", help="Count the limit in CPU seconds: for machines that others keep busy.")
     parser.add_argument("--out", type=Path, default=Path("results/exact_verdicts.jsonl"))
+    parser.add_argument("--known", type=Path, help="Folder with NETWORK.jsonl of `benchmarks.thesis_tables`.")
     parser.add_argument("--report", action="store_true", help="Print the table of the results file and stop.")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -125,11 +146,14 @@ def main() -> None:
             for line in read(options.out)
             if (line["network"], line["eps"]) == (name, settings.eps) and settled(line, settings)
         }
+        before = known(options.known / f"{name}.jsonl") if options.known else {}
         for index in sorted(set(range(options.images)) - done):
-            line = {"network": name, "eps": settings.eps, "limit": settings.seconds} | answer(network, data, index, settings)
+            line = {"network": name, "eps": settings.eps, "limit": settings.seconds}
+            line |= before[index] if index in before else answer(network, data, index, settings)
             with options.out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            print(*line.values(), flush=True)
+            if index not in before:
+                print(*line.values(), flush=True)
     print(report(read(options.out)))
 
 
