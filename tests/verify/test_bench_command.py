@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,19 @@ from bounds.errors import ClusterError, OutputError, SpecError
 from tests.mnist_files import write_mnist
 from tests.verify.test_cli import dense, question
 from tests.verify.test_sweep import Inline
-from verify.bench_command import _duration, _line, _lines, _table, choose_engine, choose_out, read_normalisation, read_numbers, read_retry
+from verify.bench_command import (
+    IMAGE_TIMEOUT_S,
+    Wanted,
+    _duration,
+    _line,
+    _lines,
+    _table,
+    choose_engine,
+    choose_out,
+    read_normalisation,
+    read_numbers,
+    read_retry,
+)
 from verify.cli import main
 from verify.records import Instance, Outcome
 from verify.results import Results
@@ -196,6 +209,38 @@ def test_count_and_family_and_timeout(run: Runner, tmp_path: Path, inline: Inlin
     with Results.read(tmp_path / "t.sqlite") as results:
         assert {row.instance.limit_s for row in results.rows()} == {3.0}
         assert next(iter(results.configurations().values())).options["timeout"] == 3.0
+
+
+def test_options_are_stored_and_other_options_ask_again(
+    run: Runner, tmp_path: Path, inline: Inline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("verify.cli._second_solver", lambda: "second")
+    folder = words(tmp_path, "verified")
+    assert run("bench", folder)[0] == 0
+    changed = ("--seed", "3", "--memory-limit", "1GB", "--semantics", "float32-any-order", "--confirm")
+    assert run("bench", folder, *changed)[0] == 0
+    assert len(inline.asked) == 2
+    with Results.read(tmp_path / "words.sqlite") as results:
+        first, second = (known.options for known in results.configurations().values())
+    assert (first["seed"], first["semantics"], first["confirm"], first["timeout"]) == (0, "real", None, None)
+    assert (second["seed"], second["semantics"], second["confirm"]) == (3, "float32-any-order", "second")
+    assert (second["memory_mb"], second["device"]) == (1024.0, "cpu")
+
+
+def test_a_data_set_is_fetched_where_it_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = np.load(ROOT / "demo" / "images.npz")
+
+    def fetch(name: str, folder: Path | None) -> Path:
+        assert (name, folder) == ("mnist", None)
+        write_mnist(tmp_path, stored["images"], stored["labels"])
+        return tmp_path
+
+    monkeypatch.setattr("verify.download.download", fetch)
+    wanted = Wanted("mnist", models=(ROOT / "demo" / "network.onnx",), eps=(0.01,), radius=True, count=2, download=True)
+    tasks = wanted.tasks(lambda line: None)
+    assert [(task.instance.question or {})["eps"] for task in tasks] == [0.01, 0.01, None, None]
+    assert {task.instance.limit_s for task in tasks} == {IMAGE_TIMEOUT_S}
+    assert {task.instance.limit_s for task in replace(wanted, timeout=5.0).tasks(lambda line: None)} == {5.0}
 
 
 def test_a_page_at_the_end(run: Runner, tmp_path: Path, inline: Inline) -> None:
