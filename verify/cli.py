@@ -364,8 +364,8 @@ def substitute(  # noqa: PLR0913 - one argument an option
     seed: Seed = 0,
 ) -> int:
     """Estimate how far the nearest adversary is, on a network with few activations left; certified ends beside it."""
+    from verify.pruning import read_pruning
     from verify.questions import read_memory, read_norm
-    from verify.substitute import read_pruning
     from verify.substitute_command import Command, Question, Settings
 
     question = Question(dataset, data_dir, index, at, read_norm(norm), clip)

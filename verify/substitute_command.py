@@ -23,9 +23,10 @@ from verify.document import SCHEMA, to_json
 from verify.minimal import MinimalNorm
 from verify.pictures import check_picture
 from verify.progress import progress
+from verify.pruning import Limits, Pruning
 from verify.questions import Images, read_images
 from verify.spec import Domain
-from verify.substitute import Estimate, Estimator, Limits, Pruning
+from verify.substitute import Estimate, Estimator
 from verify.substitute_pictures import BoundaryPicture, check_inputs, draw_boundaries
 
 _NORMS = {1.0: "1", 2.0: "2"}
@@ -137,7 +138,7 @@ class Found:
             told = "estimate: no adversary in the domain" if math.isinf(one.estimate) else f"estimate {one.estimate:.6g}"
         difference = "" if one.relative_difference is None else f" (off by {100 * one.relative_difference:.2f} %)"
         exact = "" if one.exact is None else f"exactly {one.exact:.6g}, "
-        spent = sum(one.seconds[part] for part in ("attack", "pruning", "milp", "exact"))
+        spent = sum(one.seconds[part] for part in ("attack", "pruning", "milp", "certificate", "exact"))
         ends = f"certified at least {one.certified_lower:.6g}, an adversary at {one.upper:.6g}"
         sizes = f"ReLUs {one.before.activations} -> {one.after.activations}, binaries {one.binaries[0]}"
         return f"{name}{told}{difference}; {exact}{ends}; {sizes}{'' if self.reason is None else f'; {self.reason}'}  [{spent:.2f} s]"
@@ -189,7 +190,7 @@ class Command:
         limits = Limits(None, device=settings.device, memory_mb=settings.memory_mb, seed=settings.seed)
         restarts = _RESTARTS if math.prod(network.input_shape) <= _FEW_INPUTS else 1
         attack = MinimalNorm(restarts=restarts, seed=settings.seed, device=settings.device)
-        estimator = Estimator(network, settings.pruning, self.question.norm, self.question.domain, limits, settings.exact, attack)
+        estimator = Estimator(network, settings.pruning, self.question.norm, self.question.domain, limits, settings.exact, attack=attack)
         image, deadline = images.pixels[number], None if settings.timeout is None else time.monotonic() + settings.timeout
         try:
             with progress(f"image {index}: ") as observe:
