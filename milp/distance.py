@@ -37,6 +37,7 @@ from milp.encode import DEFAULT_MEMORY_MB, Encoding, Pruned, encode
 from milp.incumbent import Accept, Incumbent
 from milp.metric import Metric, Tangent, Window, nearest, tangent, tangent_rows
 from milp.program import Array, Limits, Solution, Solver, Status
+from milp.refine import Strongest
 from milp.solvers import lp_session
 
 Closeness = Literal["optimal", "no adversary", "misclassified", "time limit", "memory limit", "undecided"]
@@ -54,6 +55,8 @@ _ROUNDS = 500
 """How often an l2 ball is refined by tangents for one class."""
 _NOISE = 100.0
 """An l2 point that is farther away than its objective by less than so many feasibility tolerances is left to the precise solver."""
+_INSIDE = 1 - 1e-9
+"""Where points beyond a ball are moved to, relative to its radius."""
 _CONTRADICTION = 1e-5
 """How far a lower end may exceed the distance of an adversary, relative above 1, before the proof is called wrong."""
 
@@ -73,8 +76,8 @@ class Effort:
 
     solver: for every program; precise: asked again where the first one's tolerances keep the ends apart. tol, slack: the ends are wanted within
     tol * max(1, distance) + slack; slack is what the type of the model's inputs costs. A quarter of that is kept below whatever a solver claims.
-    engine: for the bounds (default CROWN in float64). relaxed: neurons whose binaries are dropped: every lower end holds, with fewer binaries it
-    is found sooner, and the ends may stay apart.
+    engine: for the bounds (default CROWN in float64). relaxed: neurons whose binaries are dropped, or how many are kept: every lower end holds,
+    with fewer binaries it is found sooner, and the ends may stay apart.
     """
 
     solver: Solver
@@ -83,7 +86,7 @@ class Effort:
     tol: float = 1e-6
     slack: float = 0.0
     engine: BoundEngine | None = None
-    relaxed: Pruned = field(default_factory=dict)
+    relaxed: Pruned | Strongest = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +231,8 @@ class _Search:
         unsafe = Halfspaces(self.rows[k : k + 1], torch.zeros(1, dtype=torch.float64))
         region = self.metric.box(self.bounded_on)
         encoding = encode(self.network, region, unsafe, self.intervals, memory_mb=DEFAULT_MEMORY_MB if memory is None else memory)
-        encoding = encoding.loosened(self.effort.relaxed)
+        relaxed = self.effort.relaxed
+        encoding = relaxed.of(encoding) if isinstance(relaxed, Strongest) else encoding.loosened(relaxed)
         self.binaries = max(self.binaries, encoding.binaries)
         turn = _Turn(self, k, unsafe, encoding, None if seconds is None else time.monotonic() + seconds)
         turn.run(radius)
@@ -329,9 +333,16 @@ class _Turn:
         search = self.search
         points = [search.metric.center.numpy()]
         if search.incumbent.best is not None:
-            points.append(search.incumbent.best.point)
+            points.append(self._inside(search.incumbent.best.point))
         limits = Limits(None, search.effort.limits.memory_mb)
         return all(reproduces(search.network, self.unsafe, self.encoding.whole(), x, search.effort.solver, limits) for x in points)
+
+    def _inside(self, point: Array) -> Array:
+        """A point, moved towards the image into the ball that the intervals are about: only there must the program agree with the network."""
+        center = self.search.metric.center.numpy()
+        step = np.asarray(point, dtype=np.float64).reshape(center.shape) - center
+        length = self.search.metric.length(step)
+        return center + min(1.0, self.search.bounded_on * _INSIDE / max(length, 1e-300)) * step
 
     def refine(self, point: Array, solution: Solution) -> bool:
         """For l2: add the tangents missing at the point and at the nearest point of its activation pattern; whether that can change much."""

@@ -166,6 +166,27 @@ def refinements(
     ]
 
 
+@dataclass(frozen=True)
+class Strongest:
+    """Keep at most so many binaries of every program: those of the neurons with the highest scores at the linear relaxation's optimum, and of the
+    widest neurons where scores are equal."""
+
+    binaries: int
+
+    def of(self, encoding: Encoding) -> Encoding:
+        """The encoding with its strongest binaries."""
+        if encoding.binaries <= self.binaries:
+            return encoding
+        program = encoding.program
+        found = scores(encoding, lp_session(program).minimise(program.objective, program.constant))
+        columns = program.rows.tocsc()[:, encoding.gates.columns]
+        width = columns.max(axis=0).toarray().ravel() - columns.min(axis=0).toarray().ravel()
+        order = np.lexsort((width, found))[::-1]
+        integer = np.zeros(program.columns, dtype=bool)
+        integer[encoding.gates.columns[order[: self.binaries]]] = True
+        return replace(encoding, program=replace(program, integer=integer))
+
+
 def scores(encoding: Encoding, solution: Solution) -> Array:
     """What every binary's neuron is worth at a solution of the linear relaxation with row duals: (number of binaries,), >= 0.
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from milp.distance import Distance
     from milp.encode import Pruned
     from milp.incumbent import Adversary
+    from milp.refine import Strongest
 
 _LEAST_TOL = 1e-9
 """Ends that are nearer each other are within the tolerances of solvers, and of the evaluation of a network."""
@@ -47,7 +48,7 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
     seconds: float | None = None,
     tol: float = 1e-6,
     memory_mb: float = DEFAULT_MEMORY_MB,
-    relaxed: Pruned | None = None,
+    relaxed: Pruned | Strongest | None = None,
 ) -> Distance:
     """min ||x - image||_p over the points x of the domain whose largest output is not `label` alone: the exact radius of one image.
 
@@ -59,8 +60,8 @@ def exact_radius(  # noqa: PLR0913 - keyword-only settings of one call
             adversary.
         solver: "scip", "highs", ...; None for the default. seconds: wall-clock limit for everything; None for none.
         tol: the two ends are wanted within tol * max(1, radius).
-        relaxed: masks of the elements of activations (by node index) that get no binary. `lower` then holds as it does without, for a program
-            with the binaries of the others only; where it stays below `upper` the status is "undecided".
+        relaxed: masks of the elements of activations (by node index) that get no binary, or how many binaries a program keeps. `lower` then
+            holds as it does without, from programs with few binaries; where it stays below `upper` the status is "undecided".
 
     Returns:
         `milp.distance.Distance`: lower <= radius <= upper, status, point (replayed), target, rigorous, proof, solves, binaries, seconds.

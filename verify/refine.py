@@ -166,21 +166,31 @@ class _Rounds:
 
 
 def certified_lower(
-    network: Network, image: Tensor | np.ndarray, label: int, pruned: Pruned, *, rounds: int = 6, most: float = math.inf, **settings: Any
+    network: Network,
+    image: Tensor | np.ndarray,
+    label: int,
+    pruned: Pruned | int,
+    *,
+    rounds: int = 6,
+    most: float = math.inf,
+    **settings: Any,
 ) -> Distance:
     """How far adversaries are at least, from programs without the binaries of the pruned neurons.
 
-    pruned: masks of the elements of activations by node index, as in `bounds.substitutes`. most, settings: as for `verify.exact_radius`.
+    pruned: masks of the elements of activations by node index, as in `bounds.substitutes`; or how many binaries each program keeps, which are then
+    those with the highest scores (`milp.refine.Strongest`). most, settings: as for `verify.exact_radius`.
     Programs on smaller balls have tighter intervals, so a ball on which the relaxed program still finds a point is halved `rounds` times towards
     the radius that is certified: no adversary is nearer than the largest ball on which it finds none.
 
     Returns: a `Distance` whose `lower` is no larger than the true one, whatever is pruned, and whose `upper` is a replayed adversary's.
     Property: sound up to the solver's tolerances. Raises: see `verify.exact_radius.exact_radius`.
     """
-    settings = dict(settings)
+    from milp.refine import Strongest
+
+    settings = settings | {"relaxed": Strongest(pruned) if isinstance(pruned, int) else pruned}
     limit = settings.pop("seconds", None)
     start = time.monotonic()
-    best = exact_radius(network, image, label, relaxed=pruned, most=most, seconds=limit, **settings)
+    best = exact_radius(network, image, label, most=most, seconds=limit, **settings)
     high = min(best.upper, most, _reach(image, settings))
     for _ in range(rounds):
         left = None if limit is None else limit - (time.monotonic() - start)
@@ -188,7 +198,7 @@ def certified_lower(
             break
         middle = (best.lower + high) / 2
         settings |= {"lower": best.rigorous, "adversary": settings.get("adversary") if best.point is None else best.point}
-        found = exact_radius(network, image, label, relaxed=pruned, most=middle, seconds=left, **settings)
+        found = exact_radius(network, image, label, most=middle, seconds=left, **settings)
         high = high if found.status == "no adversary" else middle
         best = _better(best, found)
     return replace(best, seconds=time.monotonic() - start)

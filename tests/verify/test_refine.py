@@ -308,3 +308,12 @@ def test_relaxed_neurons_do_not_weaken_the_check_of_the_program(monkeypatch: pyt
     assert "does not reproduce" in found.reason
     assert found.lower == found.rigorous
     assert found.binaries < max(seen)
+
+
+def test_the_strongest_binaries_prove_more_than_none() -> None:
+    network, x, label = wide(7)
+    exact = exact_radius(network, x, label)
+    ends = [certified_lower(network, x, label, keep, rounds=3) for keep in (0, 4, 100)]
+    assert [found.binaries for found in ends[:2]] == [0, 4]
+    assert ends[0].lower < ends[1].lower <= exact.upper + 1e-9
+    assert ends[2].lower == pytest.approx(exact.lower, abs=1e-5)
