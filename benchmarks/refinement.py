@@ -20,13 +20,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyscipopt
 import torch
 
 from bounds.network import Network, Node
 from bounds.ops.affine import Linear
 from bounds.ops.base import Input
 from bounds.ops.piecewise import Relu
+from milp.solvers import scip
 from verify.refine import Refine
 from verify.run import default_stages
 from verify.spec import Property, robustness
@@ -37,7 +37,7 @@ from verify.vnnlib import load_property
 METHODS: dict[str, Stage] = {"milp": Exact(), "refine": Refine()}
 
 
-class _CpuModel(pyscipopt.Model):
+class _CpuModel(scip.pyscipopt.Model):
     """SCIP with limits on the process's CPU time."""
 
     def setParam(self, name: str, value: Any) -> None:
@@ -150,7 +150,7 @@ def main() -> None:
         parser.error("--root is needed: the folder that holds the suites")
     torch.set_num_threads(1)
     time.monotonic = time.perf_counter = time.process_time
-    pyscipopt.Model = _CpuModel  # type: ignore[misc]
+    scip.pyscipopt.Model = _CpuModel  # type: ignore[misc]
     done = read(options.results)
     warm_up()
     options.results.parent.mkdir(exist_ok=True)
