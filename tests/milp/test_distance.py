@@ -160,6 +160,18 @@ def test_what_is_known_beforehand_saves_programs() -> None:
     assert far.upper == pytest.approx(alone.upper, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind, seed", [("2d", 8), ("3d", 2), ("3d", 8)])
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_an_adversary_just_beyond_the_balls_that_are_looked_at(kind: str, seed: int, p: float) -> None:
+    """Intervals hold on the ball below the adversary; whether the program agrees with the network is asked there, not at the adversary."""
+    expected = oracle(kind, seed, p, UNIT)
+    known = distance_of(kind, p, seed=seed).point
+    assert known is not None
+    found = distance_of(kind, p, seed=seed, adversary=known, lower=0.9 * expected, tol=1e-3)
+    assert found.status == "optimal"
+    assert found.lower <= expected <= found.upper + 1e-7
+
+
 def test_classes_beyond_the_best_adversary_need_no_program() -> None:
     """Class 1 is 0.2 away, class 2 further than any point of the domain: planes of affine networks are exact, so nothing is left to solve."""
     W = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
