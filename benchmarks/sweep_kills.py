@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("suite", help="as for ringfence bench")
     parser.add_argument("--timeout", type=float, help="seconds for every instance instead of the suite's own")
     parser.add_argument("--family", action="append", default=[])
+    parser.add_argument("--every", type=int, default=1, help="only every n-th instance of each family")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--delay", type=float, default=3.0, help="at most so many seconds between a row and the kill")
@@ -187,7 +188,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder: Path = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    options = ["--workers", str(arguments.workers)] + [part for name in arguments.family for part in ("--family", name)]
+    options = ["--workers", str(arguments.workers), "--every", str(arguments.every)] + [
+        part for name in arguments.family for part in ("--family", name)
+    ]
     options += [] if arguments.timeout is None else ["--timeout", f"{arguments.timeout:g}"]
     bench = Bench(str(Path(arguments.suite).resolve()), tuple(options))
     took = left_alone(bench, folder / "quiet.sqlite", folder)

@@ -15,7 +15,7 @@ from verify import exits
 from verify.document import SCHEMA, to_json
 from verify.records import VERDICTS, Instance, Outcome
 from verify.results import Results
-from verify.suites import IMAGE_SUITES, LIST, families, find_lists, read_suite
+from verify.suites import IMAGE_SUITES, LIST, families, find_lists, read_suite, spread
 from verify.sweep import Count, Engine, Observer, Sweep, Tally
 from verify.tasks import Normalisation, Task
 from verify.witness import check_place
@@ -30,7 +30,8 @@ _VERDICTS = ("verified", "falsified", "unknown", "error")
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which instances are asked, as typed. The fields after `families` are for the suites of images."""
+    """Which instances are asked, as typed. `models` to `radius`, `norm`, `normalisation` and `download` are for the suites of images,
+    `families` and `every` for lists."""
 
     suite: str
     data_dir: Path | None = None
@@ -43,6 +44,7 @@ class Wanted:
     count: int | None = None
     normalisation: Normalisation | None = None
     download: bool = False
+    every: int = 1
 
     @property
     def limit_s(self) -> float | None:
@@ -68,7 +70,7 @@ class Wanted:
                 raise SpecError(
                     f"{option} goes with the suites {' and '.join(IMAGE_SUITES)}; {self.suite} lists its own networks and questions"
                 )
-        tasks = families(read_suite(find_lists(self.suite, self.data_dir), self.timeout), self.families)
+        tasks = spread(families(read_suite(find_lists(self.suite, self.data_dir), self.timeout), self.families), self.every)
         return tasks if self.count is None else tasks[: self.count]
 
     def _images(self, tell: Callable[[str], None]) -> list[Task]:
@@ -81,6 +83,8 @@ class Wanted:
             raise SpecError(f"the suite {self.suite} also needs {missing}")
         if self.families:
             raise SpecError(f"--family goes with lists of instances; choose among the networks of {self.suite} with --model")
+        if self.every > 1:
+            raise SpecError(f"--every goes with lists of instances; choose among the images of {self.suite} with --count")
         folder = download(self.suite, self.data_dir) if self.download else self.data_dir
         if folder is None:
             raise DataError(f"the suite {self.suite} also needs --data-dir DIR with the official files, or --download to fetch them")

@@ -200,6 +200,7 @@ def bench(  # noqa: PLR0913 - one argument an option
         int | None, typer.Option(help="The first N images that are classified correctly, or the first N instances.", min=1)
     ] = None,
     family: Annotated[list[str] | None, typer.Option(help="Only this family of instances; may be repeated.")] = None,
+    every: Annotated[int, typer.Option(help="Only every N-th instance of each family, from its first on.", min=1)] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Results file; the same command goes on where it stopped. [default: SUITE.sqlite]")
     ] = None,
@@ -229,7 +230,8 @@ def bench(  # noqa: PLR0913 - one argument an option
     from verify.tasks import Settings
 
     normalisation, radii = read_normalisation(mean, std), read_numbers(eps, "--eps")
-    wanted = Wanted(suite, data_dir, timeout, tuple(family or ()), tuple(model or ()), radii, radius, norm, count, normalisation, download)
+    chosen_families, models = tuple(family or ()), tuple(model or ())
+    wanted = Wanted(suite, data_dir, timeout, chosen_families, models, radii, radius, norm, count, normalisation, download, every)
     settings = Settings(read_memory(memory_limit), device, seed, read_semantics(semantics), _second_solver() if confirm else None)
     chosen, place = choose_engine(engine, workers, address, device), choose_out(out, suite)
     sweep = Sweep(suite, wanted.tasks(lambda line: None if as_json else _print(line)), settings, timeout, read_retry(retry))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,3 +142,14 @@ def families(tasks: Sequence[Task], wanted: Sequence[str]) -> list[Task]:
         if name not in there:
             raise DataError(f"no family {name!r}; there are {', '.join(there)}")
     return [task for task in tasks if not wanted or task.instance.family in wanted]
+
+
+def spread(tasks: Sequence[Task], every: int) -> list[Task]:
+    """Every so many-th task of each family, its first one included."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for task in tasks:
+        if seen[task.instance.family] % every == 0:
+            chosen.append(task)
+        seen[task.instance.family] += 1
+    return chosen

@@ -205,6 +205,9 @@ def test_json_is_one_document(run: Runner, tmp_path: Path, inline: Inline) -> No
 def test_count_and_family_and_timeout(run: Runner, tmp_path: Path, inline: Inline) -> None:
     folder = words(tmp_path, "verified", "unknown", "falsified")
     assert json.loads(run("bench", folder, "--count", "2", "--json")[1])["total"] == 2
+    assert json.loads(run("bench", folder, "--every", "2", "--json", "--out", "e.sqlite")[1])["falsified"] == 1
+    with Results.read(tmp_path / "e.sqlite") as results:
+        assert [row.outcome.verdict for row in results.rows()] == ["verified", "falsified"]
     assert json.loads(run("bench", tmp_path, "--family", "words", "--timeout", "3", "--json", "--out", "t.sqlite")[1])["total"] == 3
     with Results.read(tmp_path / "t.sqlite") as results:
         assert {row.instance.limit_s for row in results.rows()} == {3.0}
@@ -357,6 +360,7 @@ def test_a_full_disk_keeps_what_is_answered(run: Runner, tmp_path: Path, inline:
         (("mnist", "--model", "words/verified.onnx", "--eps", "0.1", "--norm", "3", "--data-dir", "."), "unknown norm"),
         (("mnist", "--model", "words/verified.onnx", "--eps", "0.1", "--data-dir", "gone"), "gone: no such folder"),
         (("mnist", "--family", "f", "--model", "n", "--eps", "0.1"), "--family goes with lists"),
+        (("mnist", "--every", "2", "--model", "n", "--eps", "0.1"), "--every goes with lists"),
         (("words", "--eps", "0.1"), "--eps goes with the suites mnist and cifar10"),
         (("words", "--model", "n.onnx"), "--model goes with the suites"),
         (("words", "--family", "other"), "no family 'other'; there are words"),

@@ -8,7 +8,7 @@ import pytest
 
 from bounds.errors import DataError
 from verify.records import Configuration
-from verify.suites import Listed, families, find_lists, read_list, read_suite
+from verify.suites import Listed, families, find_lists, read_list, read_suite, spread
 
 TOOL = Configuration("ringfence", "1", {})
 
@@ -118,6 +118,15 @@ def test_what_a_suite_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for suite, folder in (("three", tmp_path / "data"), ("nowhere", None), ("data/empty", None)):
         with pytest.raises(DataError, match="no suite"):
             find_lists(suite, folder)
+
+
+def test_every_so_many_of_each_family(tmp_path: Path) -> None:
+    text = "".join(f"a.onnx,p.vnnlib,{limit}\n" for limit in range(1, 6))
+    tasks = read_suite([write(tmp_path / "one", text), write(tmp_path / "two", "".join(text.splitlines(True)[:2]))], None)
+    assert spread(tasks, 1) == tasks
+    chosen = [(task.instance.family, task.instance.limit_s) for task in spread(tasks, 2)]
+    assert chosen == [("one", 1.0), ("one", 3.0), ("one", 5.0), ("two", 1.0)]
+    assert [task.instance.family for task in spread(tasks, 9)] == ["one", "two"]
 
 
 def test_families(tmp_path: Path) -> None:
