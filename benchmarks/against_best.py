@@ -1,6 +1,6 @@
 """Ringfence beside the best of other verifiers, question by question: verdict, whole-process seconds and memory.
 
-    python -m benchmarks.against_best --shared ../shared [--timeout 60] [--out results/against_best.jsonl] [--summary]
+    python -m benchmarks.against_best --shared ../shared [--timeout 60] [--out results/against_best.jsonl] [--earlier results/FILE.jsonl ...] [--summary]
 
 The others' figures were measured on one quiet core of the same kind of machine, 60 s limit, whole processes (wall clock, which is their CPU time
 there). Ours are CPU seconds of the whole process, limits in CPU seconds, because this machine is shared. A run started again continues;
@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--shared", type=Path, default=Path("../shared"))
     parser.add_argument("--timeout", type=float, default=60.0, help="CPU seconds for each question")
     parser.add_argument("--out", type=Path, default=Path("results/against_best.jsonl"))
+    parser.add_argument("--earlier", type=Path, nargs="*", default=[], help="results of vnncomp_verdicts that fill the gaps of the table")
     parser.add_argument("--summary", action="store_true", help="print the table of the results file and stop")
     options = parser.parse_args()
     wanted = rows()
@@ -176,7 +177,11 @@ def main() -> None:
         with options.out.open("a") as file:
             file.write(json.dumps(asdict(record)) + "\n")
         print(f"{record.family:16s} {record.net:50s} {record.spec:60s} {record.verdict:9s} {record.cpu_seconds:6.1f} CPU s", flush=True)
-    found = read(options.out)
+    found: dict[tuple[str, str, str], Record] = {}
+    for path in (*options.earlier, options.out):
+        for key, record in read(path).items():
+            if key not in found or record.verdict in SAT_UNSAT or found[key].verdict not in SAT_UNSAT:
+                found[key] = record
     print(summary([(row, found[instance.key]) for row, instance in pairs if instance.key in found]))
 
 
