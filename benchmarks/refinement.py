@@ -116,7 +116,9 @@ def report(lines: dict[tuple[str, str], dict[str, Any]]) -> str:
     for name in names:
         if lines[name, "milp"]["verdict"] != "crown":
             cells = [f"{lines[name, method]['verdict']} {lines[name, method]['cpu_seconds']:.2f}" for method in METHODS]
-            rows.append(f"| {name} | {lines[name, 'milp']['unstable']} | {' | '.join(cells)} | {lines[name, 'refine']['detail']} |")
+            rows.append(
+                f"| {name} | {lines[name, 'milp']['unstable']} | {' | '.join(cells)} | {lines[name, 'refine']['detail'].split('; ')[-1]} |"
+            )
     return "\n".join(rows) + "\n"
 
 
