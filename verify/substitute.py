@@ -7,8 +7,8 @@ What is said about the network itself:
 
     estimate          the distance on the substitute: near the truth as experience goes, on either side of it, and never a certificate
     certified_lower   no adversary of the network is nearer: the best that is proven by bounds on the network, by programs on the network in
-                      which pruned neurons are relaxed, and, for the type "activation", by Lemma 1 with a certified delta: on the ball of
-                      radius delta no pruned neuron leaves its piece, so network and substitute agree there
+                      which all but a few neurons are relaxed, and, for the type "activation", by Lemma 1 with a certified delta: on the ball
+                      of radius delta no pruned neuron leaves its piece, so network and substitute agree there
     upper             the nearest adversary that was found; replayed on the original model
 
 Reference: Robustness evaluation using local substitute networks, Algorithm 1 and Lemma 1.
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 _CONTRADICTION = 1e-5
 """How far a lower end may pass an adversary, relative above 1, before the proof is called wrong."""
+_FEWEST = 10
+"""Binaries that programs behind a certified end keep even where fewer neurons survive."""
 _SLACK = 1.001
 """How far past an adversary certificates are looked for: a sound bound gives none there."""
 
@@ -187,14 +189,12 @@ class Estimator:
             self.observe(what)
 
     def _certified(self, found: Estimate, image: Tensor, deadline: float | None) -> Estimate:
-        """A lower end from programs on the network in which the pruned neurons have no binaries (see `verify.refine.certified_lower`)."""
-        if found.substitute is None:
-            return found
+        """A lower end from programs on the network with about as few binaries as neurons survive (see `verify.refine.certified_lower`)."""
         distance = certified_lower(
             self.network,
             image,
             found.label,
-            found.substitute.pruned,
+            max(_FEWEST, found.after.activations),
             norm=self.norm,
             domain=self.domain,
             lower=found.rigorous,
