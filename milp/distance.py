@@ -55,8 +55,6 @@ _ROUNDS = 500
 """How often an l2 ball is refined by tangents for one class."""
 _NOISE = 100.0
 """An l2 point that is farther away than its objective by less than so many feasibility tolerances is left to the precise solver."""
-_INSIDE = 1 - 1e-9
-"""Where points beyond a ball are moved to, relative to its radius."""
 _CONTRADICTION = 1e-5
 """How far a lower end may exceed the distance of an adversary, relative above 1, before the proof is called wrong."""
 
@@ -342,7 +340,7 @@ class _Turn:
         center = self.search.metric.center.numpy()
         step = np.asarray(point, dtype=np.float64).reshape(center.shape) - center
         length = self.search.metric.length(step)
-        return center + min(1.0, self.search.bounded_on * _INSIDE / max(length, 1e-300)) * step
+        return center + min(1.0, self.search.bounded_on * (1 - 1e-9) / max(length, 1e-300)) * step
 
     def refine(self, point: Array, solution: Solution) -> bool:
         """For l2: add the tangents missing at the point and at the nearest point of its activation pattern; whether that can change much."""
