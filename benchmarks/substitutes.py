@@ -47,6 +47,8 @@ CONFIGURATIONS: tuple[tuple[Kind, float, bool], ...] = (
     ("activation", 0.99, True),
     ("linear", 0.9, False),
     ("linear", 0.99, False),
+    ("activation", 0.9, False),
+    ("activation", 0.99, False),
 )
 """Type, share, and whether the first layer takes part."""
 RESULTS = Path("results/substitutes.jsonl")

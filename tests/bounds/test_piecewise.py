@@ -91,7 +91,9 @@ def test_relu_fits_any_slopes_as_derived(dtype: torch.dtype) -> None:
     for side, slope, intercept in ((1, slopes[1], fast.upper_intercept), (-1, slopes[0], fast.lower_intercept)):
         assert bool((side * (slope.double() * points + intercept.double() - points.clamp(min=0)) >= -1e-15).all())
     for choice in CHOICES:
-        assert all(torch.equal(a, b) for a, b in zip(Relu().usual_slopes(x, choice), Piecewise.usual_slopes(Relu(), x, choice), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(Relu().usual_slopes(x, choice), Piecewise.usual_slopes(Relu(), x, choice), strict=True)
+        )
 
 
 def test_interval_of_a_function_that_is_not_monotone() -> None:
