@@ -110,7 +110,8 @@ def ask(command: Sequence[str], shared: Path, instance: Instance, limit: float, 
     folder = shared / "vnncomp" / instance.family
     arguments = ["nice", "-n", "2", *command, "verify", str(_plain_or_gzipped(folder / instance.net))]
     arguments += [str(_plain_or_gzipped(folder / instance.spec)), "--json", "--timeout", str(limit)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}  # modules are compiled once, as where installed
+    environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.monotonic()
         process = subprocess.Popen(arguments, stdout=out, stderr=err, env=environment)

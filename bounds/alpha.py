@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
+from bounds.adam import Adam
 from bounds.backward import Planar, Start, View, bound_objective, concretize, element_start, linear_bounds, objective_start
 from bounds.crown import LinearEngine, unstable
 from bounds.interval import Interval
@@ -125,8 +126,7 @@ class RowProblem:
         alphas = {k: tuple(next(supply) for _ in v) for k, v in alphas.items()}
         betas = {k: next(supply) for k in betas}
         count = len(variables) - len(betas)
-        groups = [{"params": variables[:count], "lr": ascent.lr}, {"params": variables[count:], "lr": ascent.beta_lr}]
-        adam = torch.optim.Adam([g for g in groups if g["params"]], maximize=True) if variables else None
+        adam = Adam(variables, [ascent.lr] * count + [ascent.beta_lr] * len(betas))
         record = torch.full_like(self.start.fee, -torch.inf)
         for step in range(ascent.steps + 1):
             with torch.enable_grad():
@@ -137,19 +137,14 @@ class RowProblem:
                 mask = better.reshape(*better.shape, *[1] * (variable.dim() - 2))
                 torch.where(mask, variable.detach(), kept, out=kept)
             done = enough is not None and bool((record > enough).all())
-            if adam is None or step == ascent.steps or done or self.trace.late or not value.requires_grad:
+            if not variables or step == ascent.steps or done or self.trace.late or not value.requires_grad:
                 break
-            gradients = torch.autograd.grad(value.sum(), variables, allow_unused=True)
-            for variable, gradient in zip(variables, gradients, strict=True):
-                variable.grad = gradient
-            adam.step()
+            adam.rise(torch.autograd.grad(value.sum(), variables, allow_unused=True), ascent.decay)
             with torch.no_grad():
                 for variable in variables[:count]:
                     variable.clamp_(0, 1)
                 for variable in variables[count:]:
                     variable.clamp_(min=0)
-            for group in adam.param_groups:
-                group["lr"] *= ascent.decay
         return best_alphas, {k: b * units[k] for k, b in best_betas.items()}, record
 
     def _units(self, alphas: Alphas, betas: Betas) -> Betas:
