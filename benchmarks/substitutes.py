@@ -139,7 +139,7 @@ class Run:
 
     def substitute(self, x: Tensor, label: int, pruning: Pruning) -> dict[str, Any]:
         """The distance on a substitute, and how long it took to make it."""
-        estimator = Estimator(self.network, pruning, limits=self.limits, certify=False)
+        estimator = Estimator(self.network, pruning, limits=self.limits, certify=0.0)
         start = estimator.start(x[None], torch.tensor([label]))[0]
         made = self.pruned(start, x, pruning)
         begin = time.process_time()

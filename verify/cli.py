@@ -355,6 +355,7 @@ def substitute(  # noqa: PLR0913 - one argument an option
     ] = False,
     bounds: Annotated[str, typer.Option(help="Bounds that choose the neurons: fastlin-ibp, crown or ibp.")] = "fastlin-ibp",
     exact: Annotated[bool, typer.Option("--exact", help="Search the network's own distance too, and compare.")] = False,
+    certify: Annotated[float, typer.Option(help="Seconds an image for a better certified end than bounds give; 0: none.", min=0.0)] = 5.0,
     save: Annotated[Path | None, typer.Option(help="Write the substitute to this .onnx file; NAME-INDEX.onnx for several images.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw classes before and after, for networks with two inputs.")] = None,
     clip: Annotated[bool, typer.Option("--clip/--no-clip", help="Whether perturbed inputs stay in [0, 1].")] = True,
@@ -372,7 +373,7 @@ def substitute(  # noqa: PLR0913 - one argument an option
 
     question = Question(dataset, data_dir, index, at, read_norm(norm), clip)
     pruning = read_pruning(kind, ratio, step, bounds, first_layer=first_layer, stable_first=stable_first)
-    settings = Settings(pruning, exact, timeout, save, plot, device, read_memory(memory_limit), seed, threads)
+    settings = Settings(pruning, exact, certify, timeout, save, plot, device, read_memory(memory_limit), seed, threads)
     return Command(model, question, settings, _print, as_json).run()
 
 

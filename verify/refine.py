@@ -1,4 +1,4 @@
-"""The stage that brings neurons back as binaries until the question is decided (see milp/refine.py), and what relaxed neurons say of distances.
+"""The stage that brings neurons back as binaries until the question is decided (see milp/refine.py), and distances from below in a given time.
 
 All open unsafe sets go through the rounds together: the linear relaxation of each, then a program with a few binaries of each, and so on. What is
 proven closes a set; the points where the programs are lowest are tried as counterexamples, as they are and as starts of an attack.
@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bounds.engine import DEFAULT_MEMORY_MB
 from bounds.errors import MemoryLimitError, SolverError, UnsupportedOpError
 from bounds.network import Network
 from verify.attack import Pgd, falsify
-from verify.exact_radius import exact_radius
+from verify.exact_radius import Replayer, exact_radius
+from verify.spec import Domain
 from verify.stages import Query, closing, raised
 from verify.verdict import Falsified, Proof, Verdict, confirm
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from milp.prove import Outcome
     from milp.refine import Refinement
 
+_BRANCHING = 0.75
+"""Of the time for both ends, for branching."""
 _DESCENT = Pgd(steps=30, restarts=1)
 
 
@@ -202,6 +206,56 @@ def certified_lower(
         high = high if found.status == "no adversary" else middle
         best = _better(best, found)
     return replace(best, seconds=time.monotonic() - start)
+
+
+def proven_ends(  # noqa: PLR0913 - keyword-only settings of one call
+    network: Network,
+    image: Tensor | np.ndarray,
+    label: int,
+    keep: int | None,
+    *,
+    adversary: np.ndarray,
+    lower: float = 0.0,
+    most: float = math.inf,
+    norm: float = math.inf,
+    domain: Domain | None = (0.0, 1.0),
+    solver: str | None = None,
+    seconds: float | None = None,
+    memory_mb: float = DEFAULT_MEMORY_MB,
+) -> Distance:
+    """Both ends of the distance to the nearest adversary, drawn together as far as the time allows.
+
+    Branching comes first (`verify.narrowing`): what it proves is rounded outward. What is left of the time goes to programs that keep `keep`
+    binaries (`certified_lower`), unless `keep` is None or so many neurons are unstable that such programs prove next to nothing.
+
+    Arguments, Property, Raises: as for `verify.exact_radius.exact_radius`; adversary: a point of another class.
+    """
+    from milp.distance import Distance, Effort, Start
+    from milp.metric import Metric
+    from milp.program import Limits
+    from milp.solvers import default_solver, get_solver
+    from verify.narrowing import narrowed, worthwhile
+
+    begin = time.monotonic()
+    center = torch.as_tensor(image).detach().to("cpu", torch.float64)
+    sides = None if domain is None else (torch.as_tensor(domain[0]).double(), torch.as_tensor(domain[1]).double())
+    metric, replayer = Metric(center, norm, sides), Replayer(network, center, label, norm, domain)
+    start = Start(lower, np.asarray(adversary, dtype=np.float64), most)
+    programs = keep is not None and not worthwhile(network, metric, start)
+    share = None if seconds is None else (_BRANCHING if programs else 1.0) * seconds
+    effort = Effort(default_solver() if solver is None else get_solver(solver), None, Limits(share, memory_mb), slack=replayer.slack)
+    start = narrowed(network, label, metric, replayer, start, effort)
+    best = None if start.adversary is None else replayer(start.adversary)
+    upper, spent = math.inf if best is None else best.distance, time.monotonic() - begin
+    met = upper - start.lower <= effort.tol * max(1.0, upper) + effort.slack
+    if not met and programs and keep is not None and (seconds is None or spent < seconds):
+        limits: dict[str, Any] = {"most": most, "norm": norm, "domain": domain, "solver": solver, "memory_mb": memory_mb}
+        left = None if seconds is None else seconds - spent
+        found = certified_lower(network, image, label, keep, lower=start.lower, adversary=start.adversary, seconds=left, **limits)
+        return replace(found, seconds=time.monotonic() - begin)
+    point, target = (None, None) if best is None else (best.point, best.target)
+    end = min(start.lower, upper)
+    return Distance(end, upper, "optimal" if met else "undecided", point, target, end, "rigorous", 0, 0, spent)
 
 
 def _reach(image: Tensor | np.ndarray, settings: dict[str, Any]) -> float:

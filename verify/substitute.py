@@ -6,9 +6,9 @@ decision boundary of what is left is found exactly, with a fraction of the binar
 What is said about the network itself:
 
     estimate          the distance on the substitute: near the truth as experience goes, on either side of it, and never a certificate
-    certified_lower   no adversary of the network is nearer: the best that is proven by bounds on the network, by programs on the network in
-                      which all but a few neurons are relaxed, and, for the type "activation", by Lemma 1 with a certified delta: on the ball
-                      of radius delta no pruned neuron leaves its piece, so network and substitute agree there
+    certified_lower   no adversary of the network is nearer: the best that is proven by bounds on the network, by branching over its neurons, by
+                      programs on the network in which all but a few neurons are relaxed, and, for the type "activation", by Lemma 1 with a
+                      certified delta: on the ball of radius delta no pruned neuron leaves its piece, so network and substitute agree there
     upper             the nearest adversary that was found; replayed on the original model
 
 Reference: Robustness evaluation using local substitute networks, Algorithm 1 and Lemma 1.
@@ -34,7 +34,7 @@ from verify.exact_radius import Replayer, exact_radius
 from verify.minimal import Adversaries, MinimalNorm
 from verify.pruning import Limits, Pruning, Substitute, agreement_radii, balls, prune, taking_part
 from verify.radius_search import Search, certified_radii
-from verify.refine import certified_lower
+from verify.refine import proven_ends
 from verify.spec import Domain, robustness
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ class Estimate:
 @dataclass(frozen=True, eq=False)
 class Estimator:
     """Estimates for images of one network. norm: 1, 2 or inf; domain: (low, high) that every x must respect, or None; exact: whether the
-    network's own distance is wanted too; certify: whether programs with relaxed neurons may raise the lower end; observe: told what is going on."""
+    network's own distance is wanted too; certify: seconds for raising the lower end beyond what bounds prove, 0 for none, None for all that are
+    left; observe: told what is going on."""
 
     network: Network
     pruning: Pruning = field(default_factory=Pruning)
@@ -100,7 +101,7 @@ class Estimator:
     domain: Domain | None = (0.0, 1.0)
     limits: Limits = field(default_factory=Limits)
     exact: bool = False
-    certify: bool = True
+    certify: float | None = 5.0
     attack: MinimalNorm = field(default_factory=MinimalNorm)
     observe: Callable[[str], None] | None = None
 
@@ -170,16 +171,18 @@ class Estimator:
         """The distance on the substitute, and on the network if that is wanted."""
         if found.substitute is None:
             return found
-        if not all(node.op.exact_in_milp for node in found.substitute.small.nodes if isinstance(node.op, Activation)):
-            return self._bracketed(found, image, deadline)
-        steps = 1 + self.certify + self.exact
+        whole = all(node.op.exact_in_milp for node in found.substitute.small.nodes if isinstance(node.op, Activation))
+        certify = self.certify is None or self.certify > 0
+        steps = 1 + certify + self.exact
         self._tell("distance on the substitute")
-        on_substitute = self._distance(found.substitute.small, found, image, 0.0, _share(deadline, steps))
-        found = self._estimated(found, image, on_substitute)
-        if self.certify:
+        if whole:
+            found = self._estimated(found, image, self._distance(found.substitute.small, found, image, 0.0, _share(deadline, steps)))
+        else:
+            found = self._bracketed(found, image, _share(deadline, steps))
+        if certify:
             self._tell("certified distance")
             found = self._certified(found, image, _share(deadline, steps - 1))
-        if not self.exact:
+        if not self.exact or not whole:
             return found
         self._tell("distance on the network")
         return self._measured(found, self._distance(self.network, found, image, found.rigorous, deadline))
@@ -189,19 +192,23 @@ class Estimator:
             self.observe(what)
 
     def _certified(self, found: Estimate, image: Tensor, deadline: float | None) -> Estimate:
-        """A lower end from programs on the network with about as few binaries as neurons survive (see `verify.refine.certified_lower`)."""
-        distance = certified_lower(
+        """A better lower end by branching, and by programs with about as few binaries as neurons survive (see `verify.refine.proven_ends`)."""
+        if found.adversary is None:
+            return found
+        left = self._seconds(deadline)
+        exact = all(node.op.exact_in_milp for node in self.network.nodes if isinstance(node.op, Activation))
+        distance = proven_ends(
             self.network,
             image,
             found.label,
-            max(_FEWEST, found.after.activations),
+            max(_FEWEST, found.after.activations) if exact else None,
+            adversary=found.adversary,
+            lower=found.rigorous,
+            most=math.inf if self.domain is not None else 10 * found.d_adv,
             norm=self.norm,
             domain=self.domain,
-            lower=found.rigorous,
-            adversary=found.adversary,
-            most=math.inf if self.domain is not None else 10 * found.d_adv,
             solver=self.limits.solver,
-            seconds=self._seconds(deadline),
+            seconds=left if self.certify is None else min(self.certify, math.inf if left is None else left),
             memory_mb=self.limits.memory_mb,
         )
         upper, stronger = min(found.upper, distance.upper), distance.lower > found.certified_lower

@@ -68,10 +68,12 @@ class Question:
 
 @dataclass(frozen=True)
 class Settings:
-    """timeout: seconds for each image, for everything. save, plot: files; NAME-INDEX.EXT for several images."""
+    """certify: seconds for each image's certified end beyond what bounds prove. timeout: seconds for each image, for everything. save, plot:
+    files; NAME-INDEX.EXT for several images."""
 
     pruning: Pruning
     exact: bool = False
+    certify: float = 5.0
     timeout: float | None = 60.0
     save: Path | None = None
     plot: Path | None = None
@@ -190,7 +192,8 @@ class Command:
         limits = Limits(None, device=settings.device, memory_mb=settings.memory_mb, seed=settings.seed)
         restarts = _RESTARTS if math.prod(network.input_shape) <= _FEW_INPUTS else 1
         attack = MinimalNorm(restarts=restarts, seed=settings.seed, device=settings.device)
-        estimator = Estimator(network, settings.pruning, self.question.norm, self.question.domain, limits, settings.exact, attack=attack)
+        question = self.question
+        estimator = Estimator(network, settings.pruning, question.norm, question.domain, limits, settings.exact, settings.certify, attack)
         image, deadline = images.pixels[number], None if settings.timeout is None else time.monotonic() + settings.timeout
         try:
             with progress(f"image {index}: ") as observe:

@@ -27,7 +27,7 @@ from milp.program import Status
 from milp.solvers import get_solver
 from tests.bounds.networks import fully_connected, max_pool
 from verify.exact_radius import exact_radius
-from verify.refine import Refine, certified_lower
+from verify.refine import Refine, certified_lower, proven_ends
 from verify.run import verify
 from verify.spec import Specification, output_bounds, robustness
 from verify.stages import Bound, Exact, Options, Query
@@ -317,3 +317,37 @@ def test_the_strongest_binaries_prove_more_than_none() -> None:
     assert [found.binaries for found in ends[:2]] == [0, 4]
     assert ends[0].lower < ends[1].lower <= exact.upper + 1e-9
     assert ends[2].lower == pytest.approx(exact.lower, abs=1e-5)
+
+
+def far_adversary(network: Network, x: Tensor, label: int) -> np.ndarray:
+    """Some point of another class."""
+    axis = torch.linspace(0, 1, 21, dtype=torch.float64)
+    points = torch.cartesian_prod(axis, axis)
+    return points[network(points).argmax(1) != label][0].numpy()
+
+
+@pytest.mark.parametrize("keep", [None, 4])
+@pytest.mark.parametrize("norm", [1.0, math.inf])
+def test_both_ends_are_drawn_together(norm: float, keep: int | None) -> None:
+    network, x, label = centred(3)
+    exact = exact_radius(network, x, label, norm=norm)
+    found = proven_ends(network, x, label, keep, adversary=far_adversary(network, x, label), norm=norm)
+    assert found.rigorous <= found.lower <= exact.upper + 1e-9
+    assert exact.lower - 1e-9 <= found.upper <= found.lower + 0.05 * exact.upper
+    assert keep is not None or (found.proof, found.solves) == ("rigorous", 0)
+
+
+@pytest.mark.parametrize("make, norm", [(Tanh, math.inf), (Relu, 2.0)])
+def test_both_ends_hold_where_time_is_short(make: type[Activation], norm: float) -> None:
+    network, x = fully_connected(make(), seed=2, widths=(2, 6, 2)).to(torch.float64), image(2)
+    label = int(network(x[None]).argmax())
+    found = proven_ends(network, x, label, None, adversary=far_adversary(network, x, label), norm=norm, seconds=0.5)
+    assert found.proof == "rigorous"
+    assert 0 <= found.lower <= math.sqrt(2) * on_grid(network, x, label) + 1e-9
+    assert found.upper >= found.lower
+
+
+def test_no_time_for_both_ends() -> None:
+    network, x, label = centred(3)
+    found = proven_ends(network, x, label, 4, adversary=far_adversary(network, x, label), lower=1e-3, seconds=0.0)
+    assert (found.lower, found.proof, found.status) == (1e-3, "rigorous", "undecided")

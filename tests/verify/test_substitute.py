@@ -186,7 +186,7 @@ def test_certified_lower_rests_on_bounds_programs_and_delta() -> None:
     x, y = anchors(network, 2, 2)
     plain = Estimator(network, Pruning("activation", 0.3, 0.1), domain=None, limits=Limits(20.0, "highs"), attack=ATTACK)
     bounds_alone = plain.start(x, y)
-    for one, truth, first in zip(plain(x, y), replace(plain, exact=True, certify=False)(x, y), bounds_alone, strict=True):
+    for one, truth, first in zip(plain(x, y), replace(plain, exact=True, certify=0.0)(x, y), bounds_alone, strict=True):
         assert one.exact is None
         assert one.relative_difference is None
         assert truth.exact is not None
@@ -200,7 +200,7 @@ def test_planted_error_a_delta_that_is_too_large_is_caught(monkeypatch: pytest.M
     network = small(0)
     x, y = anchors(network, 3, 0)
     estimator = Estimator(
-        network, Pruning("activation", 0.8, 0.3), domain=None, limits=Limits(20.0, "highs"), exact=True, certify=False, attack=ATTACK
+        network, Pruning("activation", 0.8, 0.3), domain=None, limits=Limits(20.0, "highs"), exact=True, certify=0.0, attack=ATTACK
     )
     for right in estimator(x, y):
         assert right.exact is not None
