@@ -29,7 +29,7 @@ from bounds.rowwise import Freedom, RowView, RowWalk, Split, unstable_columns
 from bounds.trace import Trace
 
 _EXACT = torch.float64
-_COPIES = 14
+COPIES = 14
 """Tensors of the size of a row's coefficients that one step of the ascent holds: saved for the gradient, moments, the best so far."""
 
 Alphas = dict[int, tuple[Tensor, ...]]
@@ -143,9 +143,13 @@ class RowProblem:
             with torch.no_grad():
                 for variable in variables[:count]:
                     variable.clamp_(0, 1)
-                for variable in variables[count:]:
-                    variable.clamp_(min=0)
+                self._admit(variables[count:])
         return best_alphas, {k: b * units[k] for k, b in best_betas.items()}, record
+
+    def _admit(self, betas: list[Tensor]) -> None:
+        """Bring multipliers back to where they are valid, in place."""
+        for beta in betas:
+            beta.clamp_(min=0)
 
     def _units(self, alphas: Alphas, betas: Betas) -> Betas:
         """What multipliers of each node are measured in: the largest coefficient that the row's walk brings there, (B, R, 1)."""
@@ -219,7 +223,7 @@ class AlphaCrown(LinearEngine):
         count = int(mask.sum(1).max())
         if not self.hidden or trace.network.affine_in_input[index] or count == 0:
             return
-        if 2 * count * _neurons(trace.network, index) > self.most_hidden:
+        if 2 * count * neurons(trace.network, index) > self.most_hidden:
             return
         chosen = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         elements = torch.cat([chosen, chosen], dim=1)
@@ -239,7 +243,7 @@ class AlphaCrown(LinearEngine):
 
     def _rows(self, trace: Trace, top: int, count: int, limit: int, start: Callable[[slice], Start]) -> Proven:
         """Optimised bounds of the rows, some rows at a time."""
-        height = max(1, 8 * limit // (_COPIES * trace.batch * _neurons(trace.network, top)))
+        height = max(1, 8 * limit // (COPIES * trace.batch * neurons(trace.network, top)))
         parts = []
         for first in range(0, count, height):
             trace.check_time()
@@ -249,7 +253,7 @@ class AlphaCrown(LinearEngine):
         return Proven.join(parts)
 
 
-def _neurons(network: Network, top: int) -> int:
+def neurons(network: Network, top: int) -> int:
     """Numbers of all nodes that a walk from `top` passes."""
     return sum(product(network.nodes[index].shape) for index in ancestors(network, top))
 

@@ -27,7 +27,7 @@ from bounds import rounding
 from bounds.backward import View, Walk
 from bounds.errors import UnsupportedOpError
 from bounds.interval import Interval
-from bounds.ops.base import Activation
+from bounds.ops.base import Activation, Affine
 from bounds.trace import Planes, Trace
 
 _EXACT = torch.float64
@@ -143,6 +143,10 @@ class RowWalk(Walk):
             error = error + rounding.gamma(elements.shape[-1] + 4, _EXACT) * (
                 multiplier.abs().to(_EXACT) * (center.abs() + offset.abs())
             ).sum(-1)
+            if isinstance(self.network.nodes[index].op, Affine):
+                # What the walk rounds between this node and the activations below: other coefficients paid for it at the activation above.
+                charge = trace.charge[index].flatten(1).unsqueeze(1).expand(batch, rows, -1).gather(2, elements).to(_EXACT)
+                error = error + (multiplier.abs().to(_EXACT) * charge).sum(-1)
             self.lower = self.lower - error * rounding.SAFETY
         return total.unflatten(2, shape)
 

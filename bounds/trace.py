@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -315,3 +316,21 @@ class Trace:
 def _straight(lower_slope: Tensor, upper_slope: Tensor) -> Tensor:
     """Where both slopes are the same 0, 1 or -1: multiplying by them rounds nothing."""
     return (lower_slope == upper_slope) & (lower_slope.abs() <= 1) & (lower_slope == lower_slope.round())
+
+
+def trace_through(
+    network: Network, region: Region, known: Mapping[int, Interval], semantics: Semantics = "real", deadline: float | None = None
+) -> Trace | None:
+    """A trace of every node, its interval propagated and cut by what is known of it; None where nothing is left of one.
+
+    network, region: in the working type. known: in any type, converted outward.
+    """
+    trace = Trace(network, region, semantics, deadline)
+    for index in range(len(network.nodes)):
+        interval = trace.propagate(index)
+        if index in known:
+            interval = interval.intersect(known[index].to(network.dtype, region.origin.device))
+            if bool((interval.lower > interval.upper).any()):
+                return None
+        trace.visit(index, interval, "adaptive")
+    return trace

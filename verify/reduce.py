@@ -38,4 +38,4 @@ class Reduce:
         if before - after < self.least * before:
             return query
         network = replace(reduced.network, original=original_of(query.network))
-        return replace(query, network=network, intervals=reduced.narrowed(query.intervals))
+        return replace(query, network=network, intervals=reduced.narrowed(query.intervals), implied={})

@@ -20,6 +20,7 @@ from verify.attack import Pgd
 from verify.bisection import SplitInput
 from verify.branch import SplitNeurons
 from verify.reduce import Reduce
+from verify.refute import Refute
 from verify.spec import Property, Specification
 from verify.stages import Bound, Exact, Falsify, Options, Query, Selective, Stage, Tighten
 from verify.verdict import Falsified, Semantics, Unknown, Verdict, Verified
@@ -74,6 +75,7 @@ def default_stages(seed: int = 0, effort: Effort = "normal") -> tuple[Stage, ...
         Falsify(Pgd(steps=60, restarts=250 * longer, seed=seed + 1), seconds=2.0 * longer),
         Reduce(),
         SplitInput(),
+        Refute(),
         Exact(seconds=3.0 * longer, most_unstable=200),
         SplitNeurons(root_steps=200, share=0.6) if thorough else SplitNeurons(share=0.6),
         Falsify(Pgd(steps=100, restarts=4000 * longer, seed=seed + 2), seconds=3.0 * longer),

@@ -3,6 +3,7 @@
 Falsify(attack)      searches counterexamples; every candidate is replayed on the original model
 Bound(engine)        closes the unsafe sets whose margins are proven positive, tightens pre-activations
 Reduce()             leaves inactive neurons out (see verify/reduce.py)
+Refute()             excludes unsafe sets by contradiction (see verify/refute.py)
 SplitInput()         bisects the region of a question about few inputs (see verify/bisection.py)
 SplitNeurons()       splits activations, batches of sub-problems at once (see verify/branch.py)
 Exact(solver)        decides the open sets by mixed-integer programming
@@ -70,7 +71,7 @@ class Query:
     of nodes on the region, by node index. proof: the weakest proof used. notes: reasons why stages could not decide. starts: points where
     the relaxation is smallest, (1, points, *input_shape), worth attacking from. details: how solvers proved what they proved. met: the
     smallest margin met at a point of the region, in float64; no proof may claim more. floor: a proven lower bound of the worst margin found
-    by dividing the region, where no bound holds row by row.
+    by dividing the region, where no bound holds row by row. implied: by unsafe set, what nodes can be where that set is reached.
     """
 
     network: Network
@@ -85,6 +86,7 @@ class Query:
     details: tuple[str, ...] = ()
     met: float = math.inf
     floor: float = -math.inf
+    implied: dict[int, dict[int, Interval]] = field(default_factory=dict)
 
     @staticmethod
     def of(network: Network, specification: Specification, options: Options) -> Query:

@@ -179,11 +179,12 @@ def test_planted_bugs_are_noticed(mutant: str, monkeypatch: pytest.MonkeyPatch) 
 
         monkeypatch.setattr(RowProblem, "prove", wrong)
     else:
-        from verify.branch import _Part, _Search
+        from verify.branch import _Search
+        from verify.subproblems import Part
 
         split = _Search._split
 
-        def half_of_it(self: _Search, parts: list[_Part]) -> list[_Part]:
+        def half_of_it(self: _Search, parts: list[Part]) -> list[Part]:
             return split(self, parts)[::2]
 
         monkeypatch.setattr(_Search, "_split", half_of_it)
