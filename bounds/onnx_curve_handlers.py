@@ -12,19 +12,26 @@ import numpy as np
 import torch
 
 from bounds.onnx_graph import Handler, NodeReader
-from bounds.ops.affine import ReduceMean, Scale, Shift, SubBranches
+from bounds.ops.affine import AddBranches, Divide, ReduceMean, Scale, Shift, SubBranches
 from bounds.ops.base import Op
 from bounds.ops.bilinear import MatrixProduct, Multiply
-from bounds.ops.functions import Cos, Erf, Exp, Gelu, Log, Power, Sign, Sin
-from bounds.ops.piecewise import Clip
+from bounds.ops.functions import Atan, Cos, Elu, Erf, Exp, Log, Power, Sin, Softplus, Softsign
+from bounds.ops.gated import Gelu, Silu
+from bounds.ops.piecewise import Clip, Relu
 from bounds.ops.shape import Transpose
+from bounds.ops.sign import Sign
+from bounds.ops.smooth import Sigmoid, Tanh
 from bounds.ops.softmax import LogSumExp
 
 
 def multiplied(node: NodeReader, first: int, second: int) -> int:
-    """The product of two computed tensors; of one with itself, its square."""
+    """The product of two computed tensors; of one with itself, its square; of one with its own sigmoid, its SiLU."""
     if first == second:
         return node.emit(Power(2.0), first)
+    for one, other in ((first, second), (second, first)):
+        gate = node.builder.nodes[other]
+        if isinstance(gate.op, Sigmoid) and gate.inputs == (one,):
+            return node.emit(Silu(), one)
     rank = max(len(node.builder.shape(first)), len(node.builder.shape(second)))
     return node.emit(Multiply(), node.with_rank(first, rank), node.with_rank(second, rank))
 
@@ -71,11 +78,20 @@ def _pow(node: NodeReader) -> int:
 
 
 def _gelu(node: NodeReader) -> int:
-    if node.attribute("approximate", "none") != "none":
-        raise node.refuse(
-            "the approximation by tanh is not supported as one node", "export it with approximate='none' or as Mul, Pow and Tanh"
-        )
-    return node.emit(Gelu(), node.source(0))
+    """Exactly, or as x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), its approximation by tanh."""
+    if node.attribute("approximate", "none") == "none":
+        return node.emit(Gelu(), node.source(0))
+    node.require("approximate", "tanh")
+    source = node.source(0)
+    cube = node.emit(Scale(torch.tensor(0.044715)), node.emit(Power(3.0), source))
+    inner = node.emit(Scale(torch.tensor(2 * math.sqrt(2 / math.pi))), node.emit(AddBranches(), source, cube))
+    return node.emit(Multiply(), source, node.emit(Sigmoid(), inner))
+
+
+def _mish(node: NodeReader) -> int:
+    """x tanh(softplus(x))."""
+    source = node.source(0)
+    return node.emit(Multiply(), source, node.emit(Tanh(), node.emit(Softplus(), source)))
 
 
 def _softmax(node: NodeReader) -> int:
@@ -117,21 +133,82 @@ def _over_last_axis(node: NodeReader, make: Callable[[int], int]) -> int:
 
 
 def _layer_normalization(node: NodeReader) -> int:
-    """(x - mean) / sqrt(variance + epsilon) over the last axes, scaled and shifted; the variance is the mean of the squared deviations."""
+    """Over the last axes, scaled and shifted."""
     node.ignore("stash_type")
-    shape = node.shape(0)
-    axes = tuple(range(node.axis(node.attribute("axis", -1), len(shape)), len(shape)))
+    rank = len(node.shape(0))
+    axes = tuple(range(node.axis(node.attribute("axis", -1), rank), rank))
+    return _scaled_and_shifted(node, _standardised(node, node.source(0), axes), ())
+
+
+def _instance_normalization(node: NodeReader) -> int:
+    """Over everything but batch and channels, scaled and shifted a channel."""
+    rank = len(node.shape(0))
+    return _scaled_and_shifted(node, _standardised(node, node.source(0), tuple(range(2, rank))), (1,) * (rank - 2))
+
+
+def _group_normalization(node: NodeReader) -> int:
+    """Over groups of channels, scaled and shifted a channel (before opset 21: a group)."""
+    node.ignore("stash_type")
+    shape, groups = node.shape(0), node.attribute("num_groups")
+    if not groups or shape[1] % groups:
+        raise node.misfit(f"{groups} groups do not divide {shape[1]} channels")
+    apart = node.reshape(node.source(0), (shape[0], groups, math.prod(shape[1:]) // groups))
+    normal = _standardised(node, apart, (2,))
+    if node.opset < 21:
+        return node.reshape(_scaled_and_shifted(node, normal, (1,)), shape)
+    return _scaled_and_shifted(node, node.reshape(normal, shape), (1,) * (len(shape) - 2))
+
+
+def _standardised(node: NodeReader, source: int, axes: tuple[int, ...]) -> int:
+    """(x - mean) / sqrt(variance + epsilon) over the axes; the variance is the mean of the squared deviations."""
     epsilon = torch.tensor(node.attribute("epsilon", 1e-5))
-    source = node.source(0)
     centred = node.emit(SubBranches(), source, node.emit(ReduceMean(axes, True), source))
     variance = node.emit(ReduceMean(axes, True), node.emit(Power(2.0), centred))
     inverse = node.emit(Power(-0.5), node.emit(Shift(epsilon), variance))
-    normal = node.emit(Multiply(), centred, inverse)
+    return node.emit(Multiply(), centred, inverse)
+
+
+def _scaled_and_shifted(node: NodeReader, source: int, trailing: tuple[int, ...]) -> int:
+    """Times the second input plus the third, where they are given; trailing: ones put behind their shapes."""
     for position, make in ((1, Scale), (2, Shift)):
         if node.has(position):
             values = node.weight(position)
-            normal = node.emit(make(values), node.with_rank(normal, values.dim()))
-    return normal
+            values = values.reshape(*values.shape, *trailing)
+            source = node.emit(make(values), node.with_rank(source, values.dim()))
+    return source
+
+
+def _celu(node: NodeReader) -> int:
+    """max(0, x) + min(0, alpha (exp(x / alpha) - 1))."""
+    alpha = torch.tensor(node.attribute("alpha", 1.0))
+    if not alpha > 0:
+        raise node.refuse(f"alpha = {float(alpha):g} is not positive")
+    return node.emit(Scale(alpha), node.emit(Elu(), node.emit(Divide(alpha), node.source(0))))
+
+
+def _selu(node: NodeReader) -> int:
+    """gamma times an ELU."""
+    alpha, gamma = node.attribute("alpha", 1.67326319217681884765625), node.attribute("gamma", 1.05070102214813232421875)
+    return node.emit(Scale(torch.tensor(gamma)), node.emit(Elu(alpha), node.source(0)))
+
+
+def _hard_swish(node: NodeReader) -> int:
+    """x max(0, min(1, x / 6 + 1/2)) = (t^2 / 3 + t) / 2 + relu(x - 3) with t = max(-3, min(3, x)): curves of x, no product."""
+    source = node.source(0)
+    middle = node.emit(Clip(-3.0, 3.0), source)
+    square = node.emit(Divide(torch.tensor(3.0)), node.emit(Power(2.0), middle))
+    half = node.emit(Scale(torch.tensor(0.5)), node.emit(AddBranches(), square, middle))
+    return node.emit(AddBranches(), half, node.emit(Relu(), node.emit(Shift(torch.tensor(-3.0)), source)))
+
+
+def _swish(node: NodeReader) -> int:
+    """x sigmoid(alpha x)."""
+    alpha = torch.tensor(node.attribute("alpha", 1.0))
+    if alpha == 1:
+        return node.emit(Silu(), node.source(0))
+    if alpha == 0:
+        raise node.refuse("alpha is 0", "replace the node by x / 2")
+    return node.emit(Divide(alpha), node.emit(Silu(), node.emit(Scale(alpha), node.source(0))))
 
 
 def _curve(make: Callable[[], Op]) -> Handler:
@@ -139,17 +216,28 @@ def _curve(make: Callable[[], Op]) -> Handler:
 
 
 CURVE_HANDLERS: dict[str, Handler] = {
+    "Atan": _curve(Atan),
+    "Celu": _celu,
     "Cos": _curve(Cos),
+    "Elu": lambda node: node.emit(Elu(node.attribute("alpha", 1.0)), node.source(0)),
     "Erf": _curve(Erf),
     "Exp": _curve(Exp),
     "Gelu": _gelu,
+    "GroupNormalization": _group_normalization,
+    "HardSwish": _hard_swish,
+    "InstanceNormalization": _instance_normalization,
     "LayerNormalization": _layer_normalization,
     "Log": _curve(Log),
     "LogSoftmax": _log_softmax,
+    "Mish": _mish,
     "Pow": _pow,
     "Reciprocal": _curve(lambda: Power(-1.0)),
+    "Selu": _selu,
     "Sign": _curve(Sign),
     "Sin": _curve(Sin),
     "Softmax": _softmax,
+    "Softplus": _curve(Softplus),
+    "Softsign": _curve(Softsign),
     "Sqrt": _curve(lambda: Power(0.5)),
+    "Swish": _swish,
 }

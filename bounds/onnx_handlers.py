@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bounds.onnx_curve_handlers import CURVE_HANDLERS, divided, matrix_product, multiplied
 from bounds.onnx_graph import Handler, NodeReader, fits_into
+from bounds.onnx_resize_handlers import RESIZE_HANDLERS
 from bounds.onnx_shape_handlers import SHAPE_HANDLERS
 from bounds.onnx_window_handlers import WINDOW_HANDLERS
 from bounds.ops.affine import (
@@ -29,6 +30,7 @@ from bounds.ops.affine import (
     SubBranches,
 )
 from bounds.ops.base import Op
+from bounds.ops.functions import Power
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, PRelu, Relu
 from bounds.ops.shape import Concat, Transpose
 from bounds.ops.smooth import Sigmoid, Tanh
@@ -215,14 +217,37 @@ def _reduce(make: Callable[[tuple[int, ...], bool], Op]) -> Handler:
     return handler
 
 
+def _reduce_of(before: Callable[[], Op], after: Callable[[], Op] | None = None) -> Handler:
+    """A sum over axes of what `before` makes of the elements, put through `after`."""
+
+    def handler(node: NodeReader) -> int:
+        node.attribute("noop_with_empty_axes", 0)
+        axes, keepdims = _reduce_axes(node, len(node.shape(0))), bool(node.attribute("keepdims", 1))
+        if not axes:
+            raise node.refuse("a reduction over no axes is not supported", "name the axes")
+        total = node.emit(ReduceSum(axes, keepdims), node.emit(before(), node.source(0)))
+        return total if after is None else node.emit(after(), total)
+
+    return handler
+
+
+def _reduce_min(node: NodeReader) -> int:
+    return _neg_of(node, _highest(node, _neg_of(node, node.source(0))))
+
+
 def _reduce_max(node: NodeReader) -> int:
+    return _highest(node, node.source(0))
+
+
+def _highest(node: NodeReader, source: int) -> int:
+    """The largest entries of `source`, which has the shape of the node's input, over the node's axes."""
     node.attribute("noop_with_empty_axes", 0)
     shape = node.shape(0)
     axes, keepdims = _reduce_axes(node, len(shape)), bool(node.attribute("keepdims", 1))
     if not axes:
-        return node.source(0)
+        return source
     kept = [axis for axis in range(len(shape)) if axis not in axes]
-    last = node.emit(Transpose((*kept, *axes)), node.source(0))
+    last = node.emit(Transpose((*kept, *axes)), source)
     flat = node.reshape(last, (*(shape[axis] for axis in kept), math.prod(shape[axis] for axis in axes)))
     top = node.emit(MaxReduce(), flat)
     return node.reshape(top, tuple(1 if axis in axes else n for axis, n in enumerate(shape))) if keepdims else top
@@ -298,12 +323,30 @@ def _hard_sigmoid(node: NodeReader) -> int:
     return node.emit(Clip(0.0, 1.0), _shifted(node, _scaled(node, node.source(0), alpha), beta))
 
 
+def _where(node: NodeReader) -> int:
+    """c a + (1 - c) b with a constant condition c."""
+    if not node.is_constant(0):
+        raise node.refuse("a computed condition is not supported", "write it as a product or a maximum")
+    chosen = torch.from_numpy(node.constant(0).astype(np.float32))
+    parts, offset = [], None
+    for position, mask in ((1, chosen), (2, 1 - chosen)):
+        if node.is_constant(position):
+            offset = mask * node.weight(position)
+        else:
+            parts.append(_scaled(node, node.source(position), mask))
+    rank = max(len(node.builder.shape(part)) for part in parts)
+    parts = [node.with_rank(part, rank) for part in parts]
+    total = node.emit(AddBranches(), *parts) if len(parts) > 1 else parts[0]
+    return total if offset is None else _shifted(node, total, offset)
+
+
 def _element_wise(make: Callable[[], Op]) -> Handler:
     return lambda node: node.emit(make(), node.source(0))
 
 
 HANDLERS: dict[str, Handler] = {
     **SHAPE_HANDLERS,
+    **RESIZE_HANDLERS,
     **WINDOW_HANDLERS,
     **CURVE_HANDLERS,
     "Abs": _element_wise(Abs),
@@ -323,12 +366,17 @@ HANDLERS: dict[str, Handler] = {
     "Mul": _mul,
     "Neg": _neg,
     "PRelu": _prelu,
+    "ReduceL1": _reduce_of(Abs),
+    "ReduceL2": _reduce_of(lambda: Power(2.0), lambda: Power(0.5)),
     "ReduceMax": _reduce_max,
     "ReduceMean": _reduce(ReduceMean),
+    "ReduceMin": _reduce_min,
     "ReduceSum": _reduce(ReduceSum),
+    "ReduceSumSquare": _reduce_of(lambda: Power(2.0)),
     "Relu": _element_wise(Relu),
     "Sigmoid": _element_wise(Sigmoid),
     "Sub": _sub,
     "Sum": _sum,
     "Tanh": _element_wise(Tanh),
+    "Where": _where,
 }

@@ -63,6 +63,9 @@ def import_torch(module: nn.Module, input_shape: Shape, check: bool = True) -> N
     Raises:
         ModelError: onnxscript is not installed or the module cannot be exported; else as `import_onnx`.
     """
+    sizes: tuple[object, ...] = input_shape
+    if not all(isinstance(size, int | np.integer) and size > 0 for size in sizes):
+        raise ShapeError(f"the input shape is a tuple of positive sizes without the batch axis, such as (1, 28, 28), got {sizes!r}"[:300])
     parameter = next(module.parameters(), torch.zeros(()))
     example = torch.zeros(1, *input_shape, dtype=parameter.dtype, device=parameter.device)
     training = {m: m.training for m in module.modules()}

@@ -1,4 +1,4 @@
-"""The curves that networks are made of: exp, log, powers, erf, GELU, sine and cosine; and the sign."""
+"""The curves that networks are made of: exp, log, powers, erf, softplus, ELU, softsign, arctangent, sine and cosine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,12 @@ from torch import Tensor
 from bounds import rounding
 from bounds.errors import UnsupportedOpError
 from bounds.interval import Interval
-from bounds.linear import Relaxation
-from bounds.ops.base import Activation, Slopes
 from bounds.ops.curves import Curve, Piece, split_at
-from bounds.ops.piecewise import finite_ends
 from bounds.ops.smooth import FLOAT32_ULPS
 
 _EXACT = torch.float64
 _TINY = 2.0**-1000
 """Where slopes of roots are taken instead of at 0."""
-_GELU_TABLE, _GELU_STEPS, _GELU_END = 129, 4, 9.0
-"""Size of the table, Newton steps, and where the derivative is 1 in every type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,71 +175,112 @@ class Erf(Curve):
 
 
 @dataclass(frozen=True, eq=False)
-class Gelu(Curve):
-    """x (1 + erf(x / sqrt 2)) / 2. Its curvature changes at -sqrt 2 and sqrt 2."""
+class Atan(Curve):
+    """The arctangent."""
 
-    least: ClassVar[float] = -0.1700  # at about -0.7518 it is -0.16997
+    least, most = -1.5708, 1.5708  # half of pi is 1.570796...
 
     def value(self, x: Tensor) -> Tensor:
-        return x * self._share(x)
+        return torch.atan(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        return self._share(x) + x * self._density(x)
-
-    def _share(self, x: Tensor) -> Tensor:
-        """The normal distribution; erfc does not cancel where it is tiny."""
-        return torch.erfc(x * -math.sqrt(0.5)) / 2
-
-    def _density(self, x: Tensor) -> Tensor:
-        return math.sqrt(0.5 / math.pi) * torch.exp(-x * x / 2)
-
-    def value_error(self, x: Tensor, value: Tensor) -> Tensor:
-        """The rounding of the argument counts x^2 times where x is negative."""
-        return super().value_error(x, value * (2 + x * x))
-
-    def derivative_error(self, x: Tensor, derivative: Tensor) -> Tensor:
-        """Its two terms may cancel."""
-        return super().derivative_error(x, (self._share(x) + x.abs() * self._density(x)) * (2 + x * x))
-
-    def float_error(self, x: Interval) -> Tensor:
-        """Runtimes may compute 1 + erf, which cancels."""
-        return rounding.round_up(FLOAT32_ULPS * torch.finfo(torch.float32).eps * x.magnitude.to(_EXACT), x.lower.dtype)
+        return 1 / (1 + x * x)
 
     def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
-        return split_at(lower, upper, (-math.sqrt(2), math.sqrt(2)), (-1, 1, -1))
+        return split_at(lower, upper, (0.0,), (1, -1))
 
     def critical(self, slope: Tensor, piece: Piece) -> Tensor:
-        """By interpolation in a table and Newton's method. The derivative at -x is 1 less that at x, so that the right arc serves for the left."""
-        if piece.bend == 1:
-            return self._solve(slope, -math.sqrt(2), math.sqrt(2))
-        left = piece.right <= 0
-        mirrored = self._solve(torch.where(left, 1 - slope, slope), math.sqrt(2), _GELU_END)
-        return torch.where(left, -mirrored, mirrored)
+        return torch.sqrt(1 / slope.clamp(min=0.0, max=1.0) - 1) * (-torch.as_tensor(piece.bend))
 
-    def _solve(self, slope: Tensor, start: float, stop: float) -> Tensor:
-        """The point of an arc where the derivative is `slope`, or an end."""
-        share = torch.linspace(0, 1, _GELU_TABLE, dtype=slope.dtype, device=slope.device)
-        # closer together at the ends, where the derivative hardly changes
-        points = start + (stop - start) * (1 - torch.cos(math.pi * share)) / 2
-        heights = self.derivative(points)
-        rising = bool(heights[-1] > heights[0])
-        ordered = heights if rising else heights.flip(0)
-        after = torch.searchsorted(ordered, slope.contiguous()).clamp(1, _GELU_TABLE - 1)
-        after = after if rising else _GELU_TABLE - after
-        point = (points[after] + points[after - 1]) / 2
-        low, high = torch.minimum(points[after], points[after - 1]), torch.maximum(points[after], points[after - 1])
-        for _ in range(_GELU_STEPS):
-            bend = self._density(point) * (2 - point * point)
-            step = (slope - self.derivative(point)) / torch.where(bend == 0, 1.0, bend)
-            point = torch.minimum(torch.maximum(point + step, low), high)
-        return point
+    def float_error(self, x: Interval) -> Tensor:
+        """Runtimes use rational approximations with absolute accuracy."""
+        return torch.full_like(x.lower, FLOAT32_ULPS * torch.finfo(torch.float32).eps)
 
-    def slip(self, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor | float:
-        """No derivative exceeds 1.13; the knots are off by at most one unit in the last place."""
-        return 3 * self.widest(lower) * (slope.abs() + 1.2)
+
+@dataclass(frozen=True, eq=False)
+class Softsign(Curve):
+    """x / (1 + |x|)."""
+
+    least, most = -1.0, 1.0
+
+    def value(self, x: Tensor) -> Tensor:
+        return x / (1 + x.abs())
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return 1 / (1 + x.abs()) ** 2
+
+    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
+        return split_at(lower, upper, (0.0,), (1, -1))
+
+    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
+        return (1 / torch.sqrt(slope.clamp(min=0.0, max=1.0)) - 1) * (-torch.as_tensor(piece.bend))
+
+
+@dataclass(frozen=True, eq=False)
+class Softplus(Curve):
+    """log(1 + exp(x))."""
+
+    convex = True
+    least = 0.0
+
+    def value(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0.0) + torch.log1p(torch.exp(-x.abs()))
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
+        return (Piece(lower, upper, 1),)
+
+    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
+        return torch.logit(slope.clamp(min=0.0, max=1.0))
+
+    def float_error(self, x: Interval) -> Tensor:
+        """Runtimes may add to 1 and take the logarithm, which rounds small values away."""
+        return rounding.round_up(FLOAT32_ULPS * torch.finfo(torch.float32).eps * (1 + x.magnitude.to(_EXACT)), x.lower.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Elu(Curve):
+    """x for x > 0, alpha (exp(x) - 1) for x <= 0, alpha > 0. Convex unless alpha > 1, where it has a concave kink at 0."""
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < math.inf:
+            raise UnsupportedOpError(f"an ELU's alpha is a positive number, got {self.alpha}")
+
+    @property
+    def convex(self) -> bool:  # type: ignore[override]
+        """Whether it is convex on every interval."""
+        return self.alpha <= 1
+
+    @property
+    def least(self) -> float:  # type: ignore[override]
+        """The smallest value it can take."""
+        return -self.alpha
+
+    def value(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, self.alpha * torch.expm1(x.clamp(max=0.0)))
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, 1.0, self.alpha * torch.exp(x.clamp(max=0.0)))
+
+    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
+        return split_at(lower, upper, (0.0,), (1, 1))
+
+    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
+        """Of the left arc; the right one is a line, of which any point will do."""
+        return torch.log(slope.clamp(min=0.0) / self.alpha)
 
     def widest(self, x: Tensor) -> float:
-        return 2 * torch.finfo(x.dtype).eps
+        """0 itself has the left arc's derivative."""
+        return _TINY
+
+    def float_error(self, x: Interval) -> Tensor:
+        """Runtimes may subtract 1 from the exponential, which cancels."""
+        size = FLOAT32_ULPS * torch.finfo(torch.float32).eps * (max(self.alpha, 1.0) + x.magnitude.to(_EXACT))
+        return rounding.round_up(size, x.lower.dtype)
 
 
 class Wave(Curve):
@@ -314,79 +350,3 @@ class Cos(Wave):
 
     def derivative(self, x: Tensor) -> Tensor:
         return -torch.sin(x)
-
-
-@dataclass(frozen=True, eq=False)
-class Sign(Activation):
-    """-1, 0 or 1."""
-
-    free = True
-    piecewise = True
-
-    def forward(self, *xs: Tensor) -> Tensor:
-        return torch.sign(xs[0])
-
-    def interval(self, *xs: Interval) -> Interval:
-        return Interval(torch.sign(xs[0].lower), torch.sign(xs[0].upper))
-
-    def unstable(self, x: Interval) -> Tensor:
-        return (x.lower < 0) & (x.upper >= 0) | (x.lower == 0) & (x.upper > 0)
-
-    def float_error(self, x: Interval) -> Tensor:
-        return torch.zeros_like(x.lower)
-
-    def relax(self, x: Interval, slopes: Slopes = "adaptive") -> Relaxation:
-        """Around 0, above: from (lower, -1) to (0, 1), or flat at 1, whichever is lower at the midpoint; below likewise. "parallel": both
-        slopes are the secant's. Property: sound."""
-        return self.fit(x, *self.usual_slopes(x, slopes))
-
-    def usual_slopes(self, x: Interval, slopes: Slopes = "adaptive") -> tuple[Tensor, Tensor]:
-        """See `relax`."""
-        lower, upper = finite_ends(x, self)
-        dtype = x.lower.dtype
-        around = (lower < 0) & (upper > 0)
-        if slopes == "parallel":
-            secant = torch.where(upper > lower, (torch.sign(upper) - torch.sign(lower)) / (upper - lower), 0.0)
-            return secant.to(dtype), secant.to(dtype)
-        rise, fall = (torch.where(side != 0, 2 / side.abs(), 0.0) for side in (lower, upper))
-        low = torch.where(around & (lower + upper > 0), fall, 0.0)
-        high = torch.where(around & (lower + upper < 0), rise, 0.0)
-        return low.to(dtype), high.to(dtype)
-
-    def fit(self, x: Interval, lower_slope: Tensor, upper_slope: Tensor) -> Relaxation:
-        """See `Activation.fit`: the extremes are at the ends or next to 0. Property: sound."""
-        lower, upper = finite_ends(x, self)
-        low = -self._supremum(-upper, -lower, lower_slope.to(_EXACT))
-        high = self._supremum(lower, upper, upper_slope.to(_EXACT))
-        dtype = lower_slope.dtype
-        return Relaxation(lower_slope, rounding.round_down(low, dtype), upper_slope, rounding.round_up(high, dtype))
-
-    def _supremum(self, lower: Tensor, upper: Tensor, slope: Tensor) -> Tensor:
-        """A number >= sign(x) - slope x on [lower, upper]; of the mirrored function for the mirrored interval."""
-
-        def residual(point: Tensor) -> Tensor:
-            product = slope * point
-            error = torch.where(product == 0, 0.0, rounding.gamma(4, _EXACT) * (1 + product.abs()) + rounding.underflow(2, _EXACT))
-            return torch.sign(point) - product + error
-
-        ends = torch.maximum(residual(lower), residual(upper))
-        beside = torch.where((lower <= 0) & (upper > 0), 1.0, torch.where((lower <= 0) & (upper == 0), 0.0, -torch.inf))
-        return torch.maximum(ends, beside)
-
-    def slope_range(self, x: Interval) -> tuple[Tensor, Tensor]:
-        """Between flat and the line from the nearer end to the jump."""
-        nearest = torch.minimum(x.lower.abs(), x.upper.abs())
-        steepest = torch.where(self.unstable(x) & (nearest > 0), 2 / torch.where(nearest > 0, nearest, 1.0), 0.0)
-        return torch.zeros_like(steepest), steepest
-
-    def touching(self, x: Interval, slope: Tensor, *, below: bool) -> tuple[Tensor, ...]:
-        """The ends and both sides of the jump."""
-        tiny = torch.finfo(x.lower.dtype).smallest_normal
-        return (
-            x.lower,
-            *(torch.minimum(torch.maximum(torch.full_like(x.lower, t), x.lower), x.upper) for t in (-tiny, 0.0, tiny)),
-            x.upper,
-        )
-
-    def split_point(self, x: Interval) -> Tensor:
-        return torch.zeros_like(x.lower)

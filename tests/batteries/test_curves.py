@@ -19,7 +19,9 @@ from bounds.interval import Interval
 from bounds.linear import Relaxation
 from bounds.ops.base import Slopes
 from bounds.ops.curves import Curve
-from bounds.ops.functions import Cos, Erf, Exp, Gelu, Log, Power, Sign, Sin
+from bounds.ops.functions import Atan, Cos, Elu, Erf, Exp, Log, Power, Sin, Softplus, Softsign
+from bounds.ops.gated import Gelu, Silu
+from bounds.ops.sign import Sign
 from bounds.ops.smooth import FLOAT32_ULPS
 from bounds.ops.softmax import LogSumExp
 
@@ -54,6 +56,10 @@ def gelu(x: arb) -> arb:
     return x * (-x / arb(2).sqrt()).erfc() / 2
 
 
+def elu(alpha: float) -> Real:
+    return lambda x: x if x > 0 else arb(alpha) * (x.exp() - 1)
+
+
 CASES = [
     Case(Exp(), lambda x: x.exp(), -1e4, 80.0),
     Case(Log(), lambda x: x.log(), 1e-30, 1e30),
@@ -70,6 +76,13 @@ CASES = [
     Case(Power(1.5), power(1.5), 0.0, 1e6),
     Case(Power(0.25), power(0.25), 0.0, 1e6),
     Case(Erf(), lambda x: x.erf(), -1e3, 1e3, (0.0,)),
+    Case(Atan(), lambda x: x.atan(), -1e6, 1e6, (0.0,)),
+    Case(Softsign(), lambda x: x / (1 + abs(x)), -1e6, 1e6, (0.0,)),
+    Case(Softplus(), lambda x: x.exp().log1p(), -1e3, 1e3),
+    Case(Elu(), elu(1.0), -1e3, 1e3, (0.0,)),
+    Case(Elu(0.3), elu(0.3), -1e3, 1e3, (0.0,)),
+    Case(Elu(1.7), elu(1.7), -1e3, 1e3, (0.0,)),
+    Case(Silu(), lambda x: x / (1 + (-x).exp()), -1e3, 1e3, (-2.3993572805154677, 2.3993572805154677, -1.2784645)),
     Case(Gelu(), gelu, -1e3, 1e3, (-math.sqrt(2), math.sqrt(2), -0.7517915)),
     Case(Sin(), lambda x: x.sin(), -40.0, 40.0, (0.0, math.pi, math.pi / 2), 120),
     Case(Cos(), lambda x: x.cos(), -40.0, 40.0, (0.0, math.pi, math.pi / 2), 120),

@@ -23,7 +23,8 @@ from bounds.network import Network, Node
 from bounds.ops.affine import AddBranches, Linear, SubBranches
 from bounds.ops.base import Input, Op
 from bounds.ops.bilinear import Bilinear, MatrixProduct, Multiply
-from bounds.ops.functions import Cos, Erf, Exp, Gelu, Power, Sin
+from bounds.ops.functions import Cos, Elu, Erf, Exp, Power, Sin, Softplus
+from bounds.ops.gated import Gelu, Silu
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, Relu
 from bounds.ops.shape import Reshape
 from bounds.ops.smooth import Sigmoid, Tanh
@@ -193,6 +194,9 @@ SMOOTH: dict[str, Callable[[torch.Generator], Network]] = {
     "cosine": lambda rng: plain(rng, Cos()),
     "erf": lambda rng: plain(rng, Erf()),
     "gelu": lambda rng: plain(rng, Gelu()),
+    "silu": lambda rng: plain(rng, Silu()),
+    "elu": lambda rng: plain(rng, Elu(1.5)),
+    "softplus": lambda rng: plain(rng, Softplus()),
     "softmax": softmax,
 }
 QUESTIONS = [(0, 0.0), (0, 0.05), (1, 1e-6), (1, 3.0)]
@@ -243,6 +247,9 @@ def apply(op: Op, *xs: list[Number]) -> list[Number]:
         Cos: lambda v: v.cos(),
         Erf: lambda v: v.erf(),
         Gelu: lambda v: v * (-v / arb(2).sqrt()).erfc() / 2,
+        Silu: lambda v: v / (1 + (-v).exp()),
+        Elu: lambda v: v if v > 0 else arb(op.alpha) * (v.exp() - 1),  # type: ignore[attr-defined]
+        Softplus: lambda v: v.exp().log1p(),
         Exp: lambda v: v.exp(),
         Power: lambda v: v ** int(op.exponent),  # type: ignore[attr-defined]
     }

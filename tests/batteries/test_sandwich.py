@@ -34,9 +34,11 @@ from bounds.network import Network
 from bounds.ops.affine import AddBranches, Linear, SubBranches
 from bounds.ops.base import Op
 from bounds.ops.bilinear import Multiply
-from bounds.ops.functions import Cos, Erf, Gelu, Sign, Sin
+from bounds.ops.functions import Atan, Cos, Elu, Erf, Sin, Softplus, Softsign
+from bounds.ops.gated import Gelu, Silu
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, Relu
 from bounds.ops.shape import Concat, Slice
+from bounds.ops.sign import Sign
 from bounds.ops.smooth import Sigmoid, Tanh
 from bounds.region import Box, LpBall, Region
 from bounds.trace import Trace
@@ -490,6 +492,12 @@ ACTIVATIONS = [
     Cos(),
     Erf(),
     Gelu(),
+    Silu(),
+    Elu(0.5),
+    Elu(2.0),
+    Softplus(),
+    Softsign(),
+    Atan(),
     Sign(),
 ]
 

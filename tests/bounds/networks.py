@@ -13,7 +13,8 @@ from bounds.ops.affine import AddBranches, BatchNormalization, Linear, ReduceMea
 from bounds.ops.base import Input, Op, Shape
 from bounds.ops.bilinear import MatrixProduct, Multiply
 from bounds.ops.convolution import AveragePool, Conv, ConvTranspose
-from bounds.ops.functions import Cos, Exp, Gelu, Power, Sin
+from bounds.ops.functions import Cos, Elu, Exp, Power, Sin
+from bounds.ops.gated import Gelu, Silu
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, PRelu, Relu
 from bounds.ops.shape import Concat, Gather, Reshape, Slice, Transpose, Window
 from bounds.ops.smooth import Sigmoid, Tanh
@@ -270,6 +271,7 @@ SMOOTH: dict[str, Network] = {
     "sigmoid": fully_connected(Sigmoid(), seed=3),
     "tanh": fully_connected(Tanh(), seed=4),
     "gelu": fully_connected(Gelu(), seed=6),
+    "silu and elu": fully_connected(Silu(), Elu(1.5), seed=8),
     "attention": attention(),
     "control": control(),
     "smooth and max": chain((3,), Draw(14).dense(6, 3), Sigmoid(), Reshape((2, 3)), MaxReduce(), Tanh(), Draw(15).dense(2, 2)),

@@ -379,3 +379,22 @@ def test_a_torch_transformer_layer_loads_and_matches() -> None:
     torch.manual_seed(0)
     network = import_torch(_Transformer(), (4, 6))
     assert {"MatrixProduct", "LogSumExp", "Power"} <= {type(node.op).__name__ for node in network.nodes}
+
+
+def test_a_torch_decoder_with_newer_layers_loads_and_matches() -> None:
+    """Normalisation of groups, SiLU as torch exports it, interpolation and sub-pixel layers; ELU and hard swish."""
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(2, 4, 3), torch.nn.GroupNorm(2, 4), torch.nn.SiLU(), torch.nn.Upsample(scale_factor=1.5, mode="bilinear"),
+        torch.nn.Conv2d(4, 8, 3), torch.nn.Hardswish(), torch.nn.PixelShuffle(2), torch.nn.ELU(0.7), torch.nn.Upsample(scale_factor=2),
+        torch.nn.InstanceNorm2d(2, affine=True), torch.nn.Flatten(), torch.nn.Linear(800, 3), torch.nn.SELU(),
+    )  # fmt: skip
+    network = import_torch(module, (2, 7, 7))
+    assert "Silu" in {type(node.op).__name__ for node in network.nodes}
+
+
+def test_a_torch_module_needs_the_shape_of_an_input_not_an_input() -> None:
+    for wrong in (torch.zeros(1, 3), (3, 0), (3, "x")):
+        with pytest.raises(ShapeError, match="the input shape is a tuple of positive sizes without the batch axis"):
+            Network.from_torch(torch.nn.Linear(3, 2), wrong)  # type: ignore[arg-type]

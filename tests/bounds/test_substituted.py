@@ -15,7 +15,7 @@ from bounds.errors import UnsupportedOpError
 from bounds.ibp import Ibp
 from bounds.interval import Interval
 from bounds.ops.base import Activation
-from bounds.ops.functions import Gelu
+from bounds.ops.gated import Gelu
 from bounds.ops.piecewise import Clip, MaxReduce, PRelu, Relu
 from bounds.ops.smooth import Sigmoid, Tanh
 from bounds.ops.substituted import Line, Substituted, SubstitutedPiecewise, substituted

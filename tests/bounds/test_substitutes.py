@@ -9,7 +9,7 @@ from bounds.crown import Crown
 from bounds.errors import ShapeError, SpecError, UnsupportedOpError
 from bounds.network import Network
 from bounds.ops.base import Activation
-from bounds.ops.functions import Gelu
+from bounds.ops.gated import Gelu
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, Relu
 from bounds.ops.smooth import Sigmoid, Tanh
 from bounds.region import LpBall

@@ -1,0 +1,142 @@
+"""Curves x times a share of it: GELU and SiLU (swish)."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bounds import rounding
+from bounds.interval import Interval
+from bounds.ops.curves import Curve, Piece, split_at
+from bounds.ops.smooth import FLOAT32_ULPS
+
+_TABLE, _STEPS = 129, 4
+"""Size of the table of derivatives, and Newton steps from its entries."""
+
+
+class Gated(Curve):
+    """x s(x), s an S-shaped share with s(x) + s(-x) = 1: concave, convex between the two knots, concave again.
+
+    A subclass writes the share, its derivative and that one's logarithmic derivative. The derivative at -x is 1 less that at x.
+    """
+
+    knot: ClassVar[float]
+    """Where the curvature changes: at +-knot, which may be off by one unit in the last place."""
+    end: ClassVar[float]
+    """From here on the derivative is 1 in every type."""
+
+    @abstractmethod
+    def share(self, x: Tensor) -> Tensor:
+        """s(x), accurate also where it is tiny."""
+
+    @abstractmethod
+    def density(self, x: Tensor) -> Tensor:
+        """s'(x)."""
+
+    @abstractmethod
+    def bend(self, x: Tensor) -> Tensor:
+        """The second derivative divided by the density: 2 + x s''(x) / s'(x)."""
+
+    def amplification(self, x: Tensor) -> Tensor | float:
+        """By how much more than once the rounding of the argument may count in the share and the density."""
+        return 1.0
+
+    def value(self, x: Tensor) -> Tensor:
+        return x * self.share(x)
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return self.share(x) + x * self.density(x)
+
+    def value_error(self, x: Tensor, value: Tensor) -> Tensor:
+        return super().value_error(x, value * (1 + self.amplification(x)))
+
+    def derivative_error(self, x: Tensor, derivative: Tensor) -> Tensor:
+        """Its two terms may cancel."""
+        return super().derivative_error(x, (self.share(x) + x.abs() * self.density(x)) * (1 + self.amplification(x)))
+
+    def float_error(self, x: Interval) -> Tensor:
+        """Runtimes may compute the share with absolute accuracy only."""
+        return rounding.round_up(FLOAT32_ULPS * torch.finfo(torch.float32).eps * x.magnitude.to(torch.float64), x.lower.dtype)
+
+    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
+        return split_at(lower, upper, (-self.knot, self.knot), (-1, 1, -1))
+
+    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
+        """By interpolation in a table and Newton's method; the right arc serves for the left."""
+        if piece.bend == 1:
+            return self._solve(slope, -self.knot, self.knot)
+        left = piece.right <= 0
+        mirrored = self._solve(torch.where(left, 1 - slope, slope), self.knot, self.end)
+        return torch.where(left, -mirrored, mirrored)
+
+    def _solve(self, slope: Tensor, start: float, stop: float) -> Tensor:
+        """The point of an arc where the derivative is `slope`, or an end."""
+        share = torch.linspace(0, 1, _TABLE, dtype=slope.dtype, device=slope.device)
+        # closer together at the ends, where the derivative hardly changes
+        points = start + (stop - start) * (1 - torch.cos(math.pi * share)) / 2
+        heights = self.derivative(points)
+        rising = bool(heights[-1] > heights[0])
+        ordered = heights if rising else heights.flip(0)
+        after = torch.searchsorted(ordered, slope.contiguous()).clamp(1, _TABLE - 1)
+        after = after if rising else _TABLE - after
+        point = (points[after] + points[after - 1]) / 2
+        low, high = torch.minimum(points[after], points[after - 1]), torch.maximum(points[after], points[after - 1])
+        for _ in range(_STEPS):
+            bend = self.density(point) * self.bend(point)
+            step = (slope - self.derivative(point)) / torch.where(bend == 0, 1.0, bend)
+            point = torch.minimum(torch.maximum(point + step, low), high)
+        return point
+
+    def slip(self, slope: Tensor, lower: Tensor, upper: Tensor) -> Tensor | float:
+        """No derivative exceeds 1.13; the knots are off by at most one unit in the last place."""
+        return 3 * self.widest(lower) * (slope.abs() + 1.2)
+
+    def widest(self, x: Tensor) -> float:
+        return 2 * self.knot * torch.finfo(x.dtype).eps
+
+
+@dataclass(frozen=True, eq=False)
+class Gelu(Gated):
+    """x (1 + erf(x / sqrt 2)) / 2."""
+
+    knot = math.sqrt(2)
+    end = 9.0
+    least: ClassVar[float] = -0.1700  # at about -0.7518 it is -0.16997
+
+    def share(self, x: Tensor) -> Tensor:
+        """The normal distribution; erfc does not cancel where it is tiny."""
+        return torch.erfc(x * -math.sqrt(0.5)) / 2
+
+    def density(self, x: Tensor) -> Tensor:
+        return math.sqrt(0.5 / math.pi) * torch.exp(-x * x / 2)
+
+    def bend(self, x: Tensor) -> Tensor:
+        return 2 - x * x
+
+    def amplification(self, x: Tensor) -> Tensor:
+        """The rounding of the argument counts x^2 times."""
+        return 1 + x * x
+
+
+@dataclass(frozen=True, eq=False)
+class Silu(Gated):
+    """x / (1 + exp(-x)), also called swish."""
+
+    knot = 2.3993572805154676  # where x tanh(x / 2) = 2
+    end = 45.0
+    least: ClassVar[float] = -0.2785  # at about -1.2785 it is -0.27846
+
+    def share(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x)
+
+    def density(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x) * torch.sigmoid(-x)
+
+    def bend(self, x: Tensor) -> Tensor:
+        return 2 - x * torch.tanh(x / 2)
