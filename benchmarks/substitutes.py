@@ -6,11 +6,12 @@
 
 The anchors are the first test images that the network classifies correctly. Every pair of an anchor and a configuration (type, share, layers) is
 one line of the results file; lines that are in it are not made again. Exact distances of the network are searched once an anchor. Times are CPU
-seconds of one thread, solver included.
+seconds of one thread, solver included; neurons are pruned for all anchors in one batch, and each anchor has its share of that time.
 
 The paper divides by optimisation runs because it asks about one radius after another. Here a program has the distance itself as its objective:
 a run is one such program, for one class. Runs of both networks start from the same attack and the same certificate of nothing, so that their
-radii are comparable: everything up to the adversary's distance.
+radii are comparable: everything up to the adversary's distance. Programs are asked alone, without the branching that usually comes before them.
+Where that does not end in time for the network, branching and programs get as much time again for the distance; the time counted is the first one.
 """
 
 from __future__ import annotations
@@ -20,83 +21,33 @@ import json
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from benchmarks.train_demo import pixels, read_split, to_onnx
+from benchmarks.substitute_networks import train_all
 from bounds.network import Network
-from bounds.substitutes import Kind
 from milp.distance import Distance
 from milp.solvers import get_solver, highs
+from verify import narrowing
 from verify.datasets import load_dataset
-from verify.pruning import Limits, Pruning, balls, prune
+from verify.exact_radius import exact_radius
+from verify.pruning import Limits, Pruning
 from verify.substitute import Estimate, Estimator
 
-CONFIGURATIONS: tuple[tuple[Kind, float, bool], ...] = (
-    ("constant", 0.9, True),
-    ("constant", 0.99, True),
-    ("linear", 0.9, True),
-    ("linear", 0.99, True),
-    ("activation", 0.9, True),
-    ("activation", 0.99, True),
-    ("linear", 0.9, False),
-    ("linear", 0.99, False),
-    ("activation", 0.9, False),
-    ("activation", 0.99, False),
+CONFIGURATIONS = tuple(
+    Pruning(kind, ratio, 0.1, first_layer=first, stable_first=stable)
+    for first, stable in ((True, False), (False, False), (True, True))
+    for kind in ("constant", "linear", "activation")
+    for ratio in (0.9, 0.99)
+    if kind != "constant" or (first and not stable)
 )
-"""Type, share, and whether the first layer takes part."""
 RESULTS = Path("results/substitutes.jsonl")
-_NETWORKS = ("fc", "cnn")
-_EPS = 0.1
-_EPOCHS = 3
-
-
-def build(name: str) -> nn.Sequential:
-    """The networks trained here: two hidden layers of 32, or two small convolutions and a hidden layer of 32."""
-    if name == "fc":
-        return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 10))
-    convolutions = (nn.Conv2d(1, 3, 5, stride=4, padding=1), nn.ReLU(), nn.Conv2d(3, 6, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten())
-    return nn.Sequential(*convolutions, nn.Linear(6 * 16, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
-def train(name: str, images: Tensor, labels: Tensor, eps: float) -> nn.Sequential:
-    """Ordinary training (eps 0), or adversarial training with projected gradient steps in the l-inf ball of radius eps."""
-    torch.manual_seed(0)
-    generator, model = torch.Generator().manual_seed(0), build(name)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS)
-    for _ in range(_EPOCHS):
-        for batch in torch.randperm(len(images), generator=generator).split(128):
-            x, y = images[batch], labels[batch]
-            moved = x
-            for _ in range(4 if eps > 0 else 0):
-                start = moved.detach().requires_grad_()
-                (gradient,) = torch.autograd.grad(functional.cross_entropy(model(start), y), start)
-                moved = (x + (start + 0.4 * eps * gradient.sign() - x).clamp(-eps, eps)).clamp(0, 1).detach()
-            optimizer.zero_grad()
-            functional.cross_entropy(model(moved), y).backward()
-            optimizer.step()
-        schedule.step()
-    return model.eval()
-
-
-def train_all(folder: Path, data: Path) -> None:
-    """Every network, plain and adversarially trained, as ONNX files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    images, labels = read_split(data, "train")
-    test_images, test_labels = read_split(data, "t10k")
-    for name in _NETWORKS:
-        for training, eps in (("plain", 0.0), ("at", _EPS)):
-            model = train(name, pixels(images), torch.from_numpy(labels.astype(np.int64)), eps)
-            accuracy = float((model(pixels(test_images)).argmax(1).numpy() == test_labels).mean())
-            (folder / f"{name}_{training}.onnx").write_bytes(to_onnx(model))
-            print(f"{name}_{training}: test accuracy {100 * accuracy:.2f} %", flush=True)
 
 
 def anchors(network: Network, data: Path, count: int) -> Iterator[tuple[int, Tensor, int]]:
@@ -115,54 +66,88 @@ def anchors(network: Network, data: Path, count: int) -> Iterator[tuple[int, Ten
 class Run:
     """One network's anchors, stored line by line."""
 
-    def __init__(self, path: Path, data: Path, out: Path, seconds: float, solver: str) -> None:
-        self.name, self.network, self.data, self.out = path.stem, Network.from_onnx(path), data, out
-        self.limits = Limits(seconds, solver)
-        self.done = {(line["network"], line["index"], line["kind"], line["ratio"], line["first_layer"]) for line in read(out)}
+    def __init__(self, path: Path, data: Path, out: Path, limits: Limits, count: int) -> None:
+        self.name, self.network, self.out, self.limits = path.stem, Network.from_onnx(path), out, limits
+        self.anchors = list(anchors(self.network, data, count))
+        self.done = {(line["network"], *key(line)) for line in read(out)}
 
-    def run(self, count: int, configurations: tuple[tuple[Kind, float, bool], ...]) -> None:
+    def run(self, configurations: Sequence[Pruning]) -> None:
         """Everything that is missing, anchor by anchor."""
-        for index, x, label in anchors(self.network, self.data, count):
-            if (self.name, index, "none", 0.0, True) not in self.done:
-                self.store(index, "none", 0.0, True, self.exact(x, label))
-            for kind, ratio, first in configurations:
-                if (self.name, index, kind, ratio, first) not in self.done:
-                    self.store(index, kind, ratio, first, self.substitute(x, label, Pruning(kind, ratio, 0.1, first)))
+        started = {chosen: self.started(chosen) for chosen in configurations if self.missing(chosen)}
+        for number, (index, x, label) in enumerate(self.anchors):
+            if (self.name, index, "none", 0.0, True, False) not in self.done:
+                self.store({"index": index, "kind": "none", "ratio": 0.0, "first_layer": True}, self.exact(x, label))
+            for chosen, starts in started.items():
+                if (self.name, index, *described(chosen)) not in self.done:
+                    names = ("kind", "ratio", "first_layer", "stable_first")
+                    head = {"index": index} | dict(zip(names, described(chosen), strict=True))
+                    self.store(head, self.substitute(starts[number], x, chosen))
+
+    def missing(self, chosen: Pruning) -> bool:
+        """Whether some anchor has no line of this configuration."""
+        return any((self.name, index, *described(chosen)) not in self.done for index, _, _ in self.anchors)
+
+    def started(self, chosen: Pruning) -> list[Estimate]:
+        """Attacks and substitutes of all anchors, in one batch."""
+        images, labels = torch.stack([x for _, x, _ in self.anchors]), torch.tensor([label for *_, label in self.anchors])
+        return Estimator(self.network, chosen, limits=self.limits, certify=0.0).start(images, labels)
 
     def exact(self, x: Tensor, label: int) -> dict[str, Any]:
         """The network's own distance, from an attack alone, as the substitutes' are."""
         estimator = Estimator(self.network, Pruning("constant", 0.5, 0.4), limits=self.limits)
         start = estimator.start(x[None], torch.tensor([label]))[0]
         begin = time.process_time()
-        distance = estimator._distance(self.network, start, x, 0.0, None)
-        return {"d_adv": start.d_adv, "certified": start.certified_lower} | _told(distance, time.process_time() - begin)
+        with programs_alone():
+            distance = estimator._distance(self.network, start, x, 0.0, None)
+        line = {"d_adv": start.d_adv, "certified": start.certified_lower} | _told(distance, time.process_time() - begin)
+        if distance.status == "optimal":
+            return line
+        again = exact_radius(
+            self.network,
+            x,
+            label,
+            lower=distance.rigorous,
+            adversary=distance.point,
+            seconds=self.limits.seconds,
+            solver=self.limits.solver,
+        )
+        return line | {"lower": max(distance.lower, again.lower), "upper": again.upper, "distance": _told(again, 0.0)["distance"]}
 
-    def substitute(self, x: Tensor, label: int, pruning: Pruning) -> dict[str, Any]:
+    def substitute(self, start: Estimate, x: Tensor, pruning: Pruning) -> dict[str, Any]:
         """The distance on a substitute, and how long it took to make it."""
-        estimator = Estimator(self.network, pruning, limits=self.limits, certify=0.0)
-        start = estimator.start(x[None], torch.tensor([label]))[0]
-        made = self.pruned(start, x, pruning)
         begin = time.process_time()
-        found = estimator.finish(start, x)
-        spent = time.process_time() - begin
-        return _estimated(found, made, spent)
+        with programs_alone():
+            found = Estimator(self.network, pruning, limits=self.limits, certify=0.0).finish(start, x)
+        return _estimated(found, start.seconds["pruning"], time.process_time() - begin)
 
-    def pruned(self, start: Estimate, x: Tensor, pruning: Pruning) -> float:
-        """CPU seconds of Algorithm 1 alone, on the same ball."""
-        if start.adversary is None:
-            return 0.0
-        points, radius = torch.from_numpy(start.adversary.astype(np.float64))[None], torch.tensor([start.d_adv], dtype=torch.float64)
-        begin = time.process_time()
-        prune(self.network, x[None], points, balls(x[None], radius, math.inf, (0.0, 1.0)), pruning)
-        return time.process_time() - begin
-
-    def store(self, index: int, kind: str, ratio: float, first: bool, values: dict[str, Any]) -> None:
+    def store(self, head: dict[str, Any], values: dict[str, Any]) -> None:
         """One line more."""
-        line = {"network": self.name, "index": index, "kind": kind, "ratio": ratio, "first_layer": first} | values
+        line = {"network": self.name} | head | values
         self.out.parent.mkdir(parents=True, exist_ok=True)
         with self.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
+
+
+def described(chosen: Pruning) -> tuple[str, float, bool, bool]:
+    """What tells configurations apart."""
+    return chosen.kind, chosen.ratio, chosen.first_layer, chosen.stable_first
+
+
+def key(line: dict[str, Any]) -> tuple[Any, ...]:
+    """Anchor and configuration of a line."""
+    return line["index"], line["kind"], line["ratio"], line["first_layer"], line.get("stable_first", False)
+
+
+@contextmanager
+def programs_alone() -> Iterator[None]:
+    """Exact distances without branching first."""
+    before = narrowing.worthwhile
+    narrowing.worthwhile = lambda *_: False
+    try:
+        yield
+    finally:
+        narrowing.worthwhile = before
 
 
 def _told(distance: Distance, seconds: float) -> dict[str, Any]:
@@ -198,10 +183,10 @@ def report(path: Path) -> None:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for line in lines:
         if line["kind"] != "none" and (line["network"], line["index"]) in exact:
-            groups.setdefault((line["network"], line["kind"], line["ratio"], line["first_layer"]), []).append(line)
-    print("| network | type | share | first layer | both optimal | rel. difference | pruning / run | run with | run without | binaries |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
-    for (name, kind, ratio, first), group in groups.items():
+            groups.setdefault((line["network"], *key(line)[1:]), []).append(line)
+    print("| network | type | share | neurons | both known | none | rel. difference | pruning / run | run with | run without | binaries |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for (name, kind, ratio, first, stable), group in sorted(groups.items()):
         pairs = [(line, exact[name, line["index"]]) for line in group]
         both = [(a["distance"], b["distance"]) for a, b in pairs if _known(a["distance"]) and _known(b["distance"])]
         difference = [abs(a - b) / b for a, b in both]
@@ -211,7 +196,8 @@ def report(path: Path) -> None:
         pruning = sum(a["pruning_cpu"] for a in timed) / max(1, sum(a["runs"] for a in timed))
         binaries = f"{np.mean([a['binaries'] for a, _ in pairs]):.0f} of {np.mean([b['binaries'] for _, b in pairs]):.0f}"
         print(
-            f"| {name} | {kind} | {ratio} | {'yes' if first else 'no'} | {len(both)} of {len(pairs)} | {told} | {pruning:.3f} | "
+            f"| {name} | {kind} | {ratio} | {'stable first' if stable else 'all' if first else 'not the first layer'} | "
+            f"{len(both)} of {len(pairs)} | {sum(a['distance'] == math.inf for a, _ in pairs)} | {told} | {pruning:.3f} | "
             f"{mine:.2f} | {theirs:.2f} | {binaries} |"
         )
 
@@ -252,7 +238,7 @@ def main() -> None:
     parser.add_argument("--solver", default="highs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--only", default="", help="types to run, separated by commas")
-    parser.add_argument("--all-layers", action="store_true", help="Only where the first layer takes part.")
+    parser.add_argument("--plain", action="store_true", help="Only Algorithm 1 with the first layer.")
     parser.add_argument("--cpu-clock", action="store_true", help="Count limits in CPU seconds: for machines that others keep busy.")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
@@ -268,10 +254,10 @@ def main() -> None:
         time.monotonic = time.perf_counter = time.process_time
         get_solver(arguments.solver)  # its module is loaded before it is changed
         highs._run = _run_on_cpu_clock  # type: ignore[assignment]
-    wanted = arguments.only.split(",") if arguments.only else [c[0] for c in CONFIGURATIONS]
-    chosen = tuple(c for c in CONFIGURATIONS if c[0] in wanted and (c[2] or not arguments.all_layers))
+    wanted = arguments.only.split(",") if arguments.only else [chosen.kind for chosen in CONFIGURATIONS]
+    chosen = [c for c in CONFIGURATIONS if c.kind in wanted and (not arguments.plain or (c.first_layer and not c.stable_first))]
     for model in arguments.models:
-        Run(model, arguments.data, arguments.out, arguments.seconds, arguments.solver).run(arguments.anchors, chosen)
+        Run(model, arguments.data, arguments.out, Limits(arguments.seconds, arguments.solver), arguments.anchors).run(chosen)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ from verify.spec import Domain, robustness
 if TYPE_CHECKING:
     from milp.distance import Distance
 
+NO_ADVERSARY = "the substitute has no adversary in the domain"
 _CONTRADICTION = 1e-5
 """How far a lower end may pass an adversary, relative above 1, before the proof is called wrong."""
 _FEWEST = 10
@@ -84,8 +85,8 @@ class Estimate:
 
     @property
     def relative_difference(self) -> float | None:
-        """|estimate - exact| / exact, where both are known."""
-        known = self.estimate is not None and self.exact is not None and 0 < self.exact < math.inf
+        """|estimate - exact| / exact, where both are known and finite."""
+        known = self.estimate is not None and math.isfinite(self.estimate) and self.exact is not None and 0 < self.exact < math.inf
         return abs(self.estimate - self.exact) / self.exact if known else None  # type: ignore[operator]
 
 
@@ -267,7 +268,7 @@ class Estimator:
             agreed = min(found.delta, distance.lower)
             lower, proof = max(lower, agreed), "rigorous" if max(lower, agreed) <= rigorous else "solver"
         optimal = distance.status == "optimal"
-        boundless = distance.status == "no adversary"
+        boundless = distance.status == "no adversary" and math.isinf(distance.lower)  # the whole domain was looked at
         seconds = found.seconds | {"milp": distance.seconds, "runs": distance.solves}
         return replace(
             found,
@@ -281,7 +282,7 @@ class Estimator:
             substitute_adversary=distance.point,
             binaries=(distance.binaries, None),
             seconds=seconds,
-            note="" if optimal else f"substitute: {distance.reason or distance.status}",
+            note="" if optimal else NO_ADVERSARY if boundless else f"substitute: {distance.reason or distance.status}",
         )
 
     def _measured(self, found: Estimate, distance: Distance) -> Estimate:
@@ -290,7 +291,7 @@ class Estimator:
         stronger, upper = distance.lower > found.certified_lower, min(found.upper, distance.upper)
         return replace(
             found,
-            exact=distance.upper if optimal else None,
+            exact=upper if optimal else None,
             upper=upper,
             adversary=distance.point if distance.point is not None and distance.upper < found.upper else found.adversary,
             certified_lower=_consistent(max(found.certified_lower, distance.lower), upper),

@@ -26,7 +26,7 @@ from verify.progress import progress
 from verify.pruning import Limits, Pruning
 from verify.questions import Images, read_images
 from verify.spec import Domain
-from verify.substitute import Estimate, Estimator
+from verify.substitute import NO_ADVERSARY, Estimate, Estimator
 from verify.substitute_pictures import BoundaryPicture, check_inputs, draw_boundaries
 
 _NORMS = {1.0: "1", 2.0: "2"}
@@ -109,7 +109,7 @@ class Found:
     @property
     def finished(self) -> bool:
         """Whether the estimate, and the exact distance where it was asked for, were found."""
-        return self.estimate is not None and not self.reason
+        return self.estimate is not None and self.reason in (None, NO_ADVERSARY)
 
     def describe(self) -> dict[str, Any]:
         """As JSON."""
@@ -143,7 +143,8 @@ class Found:
         spent = sum(one.seconds[part] for part in ("attack", "pruning", "milp", "certificate", "exact"))
         ends = f"certified at least {one.certified_lower:.6g}, an adversary at {one.upper:.6g}"
         sizes = f"ReLUs {one.before.activations} -> {one.after.activations}, binaries {one.binaries[0]}"
-        return f"{name}{told}{difference}; {exact}{ends}; {sizes}{'' if self.reason is None else f'; {self.reason}'}  [{spent:.2f} s]"
+        reason = "" if self.reason in (None, NO_ADVERSARY) else f"; {self.reason}"
+        return f"{name}{told}{difference}; {exact}{ends}; {sizes}{reason}  [{spent:.2f} s]"
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ _COLOURS = ("#cfe3ee", "#f6dfb8", "#d6e6c9", "#e8d3e3", "#dcdcdc", "#f3cfc6", "#
 """Of the classes: pale, so that boundaries and points stand out."""
 _GRID = 320
 _NEAR = 1.35
-"""How much farther than the adversary the near view reaches, in its distance."""
+"""How much farther the near view reaches than the ball and both adversaries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,8 @@ def draw_boundaries(picture: BoundaryPicture, path: Path) -> None:
     check_picture(path)
     figure = empty_figure(7.0, 7.2)
     panels = figure.subplots(2, 2)
-    reach = _NEAR * picture.radius
+    farthest = [float(np.abs(point - picture.anchor).max()) for point in picture.nearest if point is not None]
+    reach = _NEAR * max([picture.radius, *farthest])
     near = [(float(c) - reach, float(c) + reach) for c in picture.anchor]
     far = [picture.window, picture.window]
     names, networks = ("network", "substitute"), (picture.network, picture.substitute)

@@ -176,6 +176,25 @@ def test_a_smooth_network_gets_two_ends(capsys: pytest.CaptureFixture[str], tmp_
     assert 0 <= found["estimate_range"][0] <= found["estimate_range"][1]
 
 
+def test_a_substitute_without_adversaries_is_an_answer(capsys: pytest.CaptureFixture[str], planar: Path) -> None:
+    """A constant network, in the end: no other class is anywhere."""
+    code, out, _ = ask(capsys, planar, "--at", "0.5,0.5", "--type", "constant", "--ratio", "0.99", "--certify", "0", "--json")
+    found = json.loads(out)
+    assert (code, found["estimate"], found["reason"]) == (0, None, "the substitute has no adversary in the domain")
+    code, out, _ = ask(capsys, planar, "--at", "0.5,0.5", "--type", "constant", "--ratio", "0.99", "--certify", "0", "--no-clip")
+    assert code == 3
+    assert "estimate between" in out
+
+
+def test_bounds_alone_certify_less(capsys: pytest.CaptureFixture[str], planar: Path) -> None:
+    ends = [
+        json.loads(ask(capsys, planar, "--at", "0.5,0.5", "--ratio", "0.6", "--certify", seconds, "--json")[1]) for seconds in ("0", "30")
+    ]
+    assert ends[0]["certified_lower"] <= ends[1]["certified_lower"] <= ends[1]["upper"]
+    assert ends[0]["certified_proof"] == "rigorous"
+    assert ends[0]["seconds"]["certificate"] == 0
+
+
 def test_no_time_at_all_is_unknown(capsys: pytest.CaptureFixture[str], planar: Path) -> None:
     code, out, _ = ask(capsys, planar, "--at", "0.5,0.5", "--timeout", "0", "--json")
     assert code == 3
