@@ -29,6 +29,7 @@ from bounds.network import Network
 from bounds.ops.base import Activation, product
 from bounds.region import Box, LpBall, Region
 from bounds.trace import Trace
+from verify.attack import Pgd, falsify
 from verify.clipping import clip
 from verify.spec import Margins
 from verify.stages import Query
@@ -47,6 +48,12 @@ _COPIES = 14
 """Tensors of the size of a row's coefficients that one step of the ascent holds."""
 _NUMBERS = 2**22
 """Numbers of all nodes and parts bounded at once: on large networks batches are smaller, so that limits are kept."""
+_STARTS = 32
+_DESCENT = Pgd(steps=30, restarts=1)
+_DESCEND = frozenset(4**k for k in range(1, 12))
+"""After which batches an attack starts from the `_STARTS` lowest points."""
+_SMALL = 2**11
+"""Numbers of all nodes up to which a first look is as long as it may be."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,16 @@ class SplitInput:
     """Decide questions about few inputs by bisecting the input box, best first, in batches.
 
     most_inputs: how many inputs may vary; questions about more are handed on. batch: parts bisected at once. share: of the time that is
-    left. Property: sound and rigorous; complete up to the limits and to margins of zero. Deterministic.
+    left. most_bounded: boxes after which the question is handed on, for a first look; fewer on networks of more than `_SMALL` numbers.
+
+    Property: sound and rigorous; complete up to the limits and to margins of zero. Deterministic.
     """
 
     most_inputs: int = 10
     batch: int = 512
     share: float = 0.7
     most_boxes: int = 1_000_000
+    most_bounded: int | None = None
     name: str = "split"
     kind: str = "bounds"
 
@@ -139,10 +149,11 @@ class _Search:
         self.order = itertools.count()
         self.heap: list[tuple[float, int, _Part]] = []
         self.proven = math.inf
-        self.bounded = 0
+        self.bounded = self.rounds = 0
         sizes = [product(node.shape) for node in self.network.nodes]
         self.numbers = sum(sizes)
         self.most_taken = max(1, min(stage.batch, _NUMBERS // self.numbers))
+        self.enough = math.inf if stage.most_bounded is None else stage.most_bounded * min(1.0, _SMALL / self.numbers)
         self.hidden = tuple(sorted(self.network.preactivations))
         neurons = sum(sizes[i] for i in self.hidden)
         self.most_kept = query.options.memory_mb / 4 * 2**20 / (8 * max(1, neurons))
@@ -159,6 +170,8 @@ class _Search:
             while self.heap:
                 if self.deadline is not None and time.monotonic() >= self.deadline:
                     return self.undecided("split: time limit")
+                if self.bounded >= self.enough:
+                    return self.undecided(None)
                 if len(self.heap) > self.stage.most_boxes:
                     return self.undecided(f"split: {len(self.heap)} boxes are open, as many as are kept")
                 taken = [heapq.heappop(self.heap) for _ in range(min(self.most_taken, len(self.heap)))]
@@ -234,7 +247,7 @@ class _Search:
         unstable = self.unstable(batch)
         chosen = ((unstable > 0) & (unstable <= _FEW)).nonzero().flatten()
         height = max(1, 8 * elements(self.query.options.memory_mb, dtype) // (_COPIES * self.numbers * len(self.goal.ranges)))
-        for few in chosen.split(height):
+        for few in chosen.split(height) if len(chosen) else ():
             part = batch.select(few)
             gap = part.rows - self.goal.d.to(part.rows)
             best = torch.stack([gap[:, start:stop].argmax(1) + start for start, stop in self.goal.ranges], dim=1)
@@ -320,21 +333,28 @@ class _Search:
         return Box(lower.reshape(-1, *self.shape), upper.reshape(-1, *self.shape))
 
     def attack(self, A: Tensor, lower: Tensor, upper: Tensor) -> Falsified | None:
-        """Try the centres, and the corners where the planes are smallest. A: (boxes, rows, inputs)."""
+        """Try the centres, the corners where the planes are smallest and, now and then, descents from the lowest of them. A: (boxes, rows, inputs)."""
         corners = torch.where(A > 0, lower.unsqueeze(1), upper.unsqueeze(1))
         points = torch.cat([((lower + upper) / 2).unsqueeze(1), corners], dim=1).flatten(0, 1)
         network = self.network.to(torch.float32)
         values = network(points.to(torch.float32).reshape(-1, *self.shape)).flatten(1)
         margin = self.goal.of(values).amin(-1)
-        best = margin.argsort()[:4]
-        candidates = [points[i].reshape(self.shape).numpy() for i in best.tolist() if float(margin[i]) <= 0]
-        return confirm(self.network, self.query.specification, candidates, self.stage.name, rounded=True) if candidates else None
+        order = margin.argsort()
+        candidates = [points[i].reshape(self.shape).numpy() for i in order[:4].tolist() if float(margin[i]) <= 0]
+        if candidates:
+            return confirm(self.network, self.query.specification, candidates, self.stage.name, rounded=True)
+        self.rounds += 1
+        if self.rounds not in _DESCEND:
+            return None
+        starts = points[order[:_STARTS]].reshape(1, -1, *self.shape)
+        found, _ = falsify(self.network, self.query.specification, _DESCENT, starts=starts, deadline=self.deadline, rounded=True)
+        return found
 
-    def undecided(self, reason: str, taken: Sequence[tuple[float, int, _Part]] = ()) -> Query:
+    def undecided(self, reason: str | None, taken: Sequence[tuple[float, int, _Part]] = ()) -> Query:
         """The query with what the open boxes leave proven. taken: of the heap, and not bounded again."""
         least = min([self.proven, *(entry[0] for entry in (*self.heap, *taken))])
         better = replace(self.query, floor=max(self.query.floor, least)) if least > -math.inf else self.query
-        return better.noting(reason)
+        return better if reason is None else better.noting(reason)
 
 
 def _halves(parts: Sequence[_Part]) -> tuple[Tensor, Tensor]:

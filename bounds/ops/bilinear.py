@@ -16,6 +16,7 @@ transformers, 2020.
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -133,7 +134,7 @@ class Bilinear(Op):
     def _rounding(self, sizes: Tensor, each: int) -> Tensor:
         """What adding up terms of these sizes may lose in float64, when each has been rounded `each` times."""
         total = self.collect(sizes)
-        count = sizes[0].numel() // max(1, total[0].numel())
+        count = math.prod(sizes.shape[1:]) // max(1, math.prod(total.shape[1:]))
         return rounding.gamma(count + each, _EXACT) * total + rounding.underflow(count + each, _EXACT)
 
 

@@ -248,3 +248,8 @@ def test_rounding_allowances_are_needed(monkeypatch: pytest.MonkeyPatch) -> None
             x = boxes(case, dtype)
             broken += violations(case, x, case.op.relax(*x))
     assert broken > 0
+
+
+def test_an_empty_batch_has_empty_bounds() -> None:
+    nothing = Interval(torch.zeros(0, 3), torch.zeros(0, 3))
+    assert Multiply().interval(nothing, nothing).lower.shape == (0, 3)

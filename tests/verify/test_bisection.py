@@ -17,7 +17,9 @@ from bounds.linear import Halfspaces
 from bounds.network import Network, Node
 from bounds.ops.affine import Linear
 from bounds.ops.base import Input
+from bounds.ops.bilinear import Multiply
 from bounds.ops.piecewise import Relu
+from bounds.ops.smooth import Tanh
 from bounds.region import Box, LpBall
 from verify import bisection
 from verify.bisection import SplitInput
@@ -206,3 +208,17 @@ def test_a_wrong_clip_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert contradictions() == 0
     monkeypatch.setattr(bisection, "clip", too_far)
     assert contradictions() > 0
+
+
+def test_products_are_bisected() -> None:
+    """f = x tanh(x) + 0.05 > 0, a product of computed tensors: all neurons are unstable at first, none in most small boxes."""
+    nodes = (
+        Node(Input(), (), (2,), "x"),
+        Node(Tanh(), (0,), (2,), "tanh"),
+        Node(Multiply(), (0, 1), (2,), "product"),
+        Node(Linear(torch.ones(1, 2), torch.tensor([0.05])), (2,), (1,), "sum"),
+    )
+    box = Box(torch.tensor([[-2.0, -1.9]], dtype=torch.float64), torch.tensor([[1.7, 2.2]], dtype=torch.float64))
+    unsafe = Halfspaces(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
+    outcome = SplitInput(batch=64)(Query.of(Network(nodes), Specification(box, (unsafe,)), Options()))
+    assert isinstance(outcome, Verified)
