@@ -62,16 +62,14 @@ def default_stages(seed: int = 0, effort: Effort = "normal") -> tuple[Stage, ...
     """
     thorough = effort == "thorough"
     longer = 5 if thorough else 1
-    first = (
-        Falsify(Pgd(steps=20, restarts=2, seed=seed), seconds=1.0),
-        Bound("ibp", _ibp),
-        Bound("crown", _crown),
-        Bound("alpha", _alpha(100 if thorough else 20)),
-    )
+    first = (Falsify(Pgd(steps=20, restarts=2, seed=seed), seconds=1.0), Bound("ibp", _ibp), Bound("crown", _crown))
+    alpha = Bound("alpha", _alpha(100 if thorough else 20))
     if effort == "quick":
-        return first
+        return (*first, alpha)
     return (
         *first,
+        SplitInput(most_bounded=600),
+        alpha,
         Falsify(Pgd(steps=60, restarts=250 * longer, seed=seed + 1), seconds=2.0 * longer),
         Reduce(),
         SplitInput(),

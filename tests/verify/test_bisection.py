@@ -222,3 +222,17 @@ def test_products_are_bisected() -> None:
     unsafe = Halfspaces(torch.ones(1, 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64))
     outcome = SplitInput(batch=64)(Query.of(Network(nodes), Specification(box, (unsafe,)), Options()))
     assert isinstance(outcome, Verified)
+
+
+def test_a_first_look_ends_after_its_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    query = _query([-1.0, -0.7], [0.9, 1.1], -0.2501)
+    look = SplitInput(batch=4, most_bounded=10)(query)
+    assert isinstance(look, Query)
+    assert look.notes == ()
+    assert look.bound is not None
+    assert look.bound > float("-inf")
+    monkeypatch.setattr(bisection, "_SMALL", 1)  # the network counts as a large one
+    shorter = SplitInput(batch=4, most_bounded=10)(query)
+    assert isinstance(shorter, Query)
+    assert shorter.bound is not None
+    assert shorter.bound < look.bound
