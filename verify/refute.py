@@ -42,7 +42,7 @@ class Refute:
     """
 
     rounds: int = 30
-    steps: int = 10
+    steps: int = 6
     root_steps: int = 20
     share: float = 0.4
     name: str = "refute"
