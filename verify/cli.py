@@ -353,6 +353,7 @@ def substitute(  # noqa: PLR0913 - one argument an option
     stable_first: Annotated[
         bool, typer.Option("--stable-first", help="Replace neurons that are stable on the ball before all others.")
     ] = False,
+    order: Annotated[str, typer.Option(help="Neurons that go first: of the smallest width or effect on the margin.")] = "width",
     bounds: Annotated[str, typer.Option(help="Bounds that choose the neurons: fastlin-ibp, crown or ibp.")] = "fastlin-ibp",
     exact: Annotated[bool, typer.Option("--exact", help="Search the network's own distance too, and compare.")] = False,
     certify: Annotated[float, typer.Option(help="Seconds an image for a better certified end than bounds give; 0: none.", min=0.0)] = 5.0,
@@ -372,7 +373,7 @@ def substitute(  # noqa: PLR0913 - one argument an option
     from verify.substitute_command import Command, Question, Settings
 
     question = Question(dataset, data_dir, index, at, read_norm(norm), clip)
-    pruning = read_pruning(kind, ratio, step, bounds, first_layer=first_layer, stable_first=stable_first)
+    pruning = read_pruning(kind, ratio, step, bounds, first_layer=first_layer, stable_first=stable_first, order=order)
     settings = Settings(pruning, exact, certify, timeout, save, plot, device, read_memory(memory_limit), seed, threads)
     return Command(model, question, settings, _print, as_json).run()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bounds.crown import Crown, FastLin
+from bounds.disturbed import disturbance
 from bounds.engine import DEFAULT_MEMORY_MB
 from bounds.errors import SpecError, TimeLimitError
 from bounds.ibp import Ibp
@@ -30,6 +31,7 @@ from bounds.substitutes import Kind, Lines, elementwise, lines, rewrite
 from verify.spec import Domain
 
 Engine = Literal["fastlin-ibp", "crown", "ibp"]
+Order = Literal["width", "effect"]
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,14 @@ class Pruning:
     before bounds are computed again, gamma_0. first_layer: whether the activations nearest to the input take part. Algorithm 1 as printed leaves them out;
     they hold most of the binaries of a convolutional network, so here they take part unless told not to. stable_first: neurons that are stable on the
     ball go before all others, which Algorithm 1 does not do: their substitutes are exact there (not for "constant"). engine: of the bounds.
+    order: which neurons go first, those with the smallest "width" u - l of their pre-activations as in Algorithm 1, or with the smallest "effect"
+
+        max {|act(z) - line(z)| : l <= z <= u} |d margin / d act|,
+
+    the derivative of the label's margin over the adversary's class, the mean of its size at the anchor and at the adversary.
 
     Raises:
-        SpecError: a share outside (0, 1), a step not below the ratio, an unknown type or engine.
+        SpecError: a share outside (0, 1), a step not below the ratio, an unknown type, engine or order.
     """
 
     kind: Kind = "linear"
@@ -51,12 +58,15 @@ class Pruning:
     first_layer: bool = True
     stable_first: bool = False
     engine: Engine = "fastlin-ibp"
+    order: Order = "width"
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise SpecError(f"unknown type of substitute {self.kind!r}; use one of {', '.join(get_args(Kind))}")
         if self.engine not in get_args(Engine):
             raise SpecError(f"unknown bounds {self.engine!r}; use one of {', '.join(get_args(Engine))}")
+        if self.order not in get_args(Order):
+            raise SpecError(f"unknown order {self.order!r}; use one of {', '.join(get_args(Order))}")
         if not 0 < self.ratio < 1:
             raise SpecError(f"the share of neurons to prune must lie strictly between 0 and 1, got {self.ratio}")
         if not 0 < self.step < self.ratio:
@@ -69,13 +79,15 @@ class Pruning:
         return [min(self.ratio, 1 - (1 - self.step) ** k) for k in range(1, rounds)] + [self.ratio]
 
 
-def read_pruning(kind: str, ratio: float, step: float, engine: str, *, first_layer: bool = True, stable_first: bool = False) -> Pruning:
+def read_pruning(
+    kind: str, ratio: float, step: float, engine: str, *, first_layer: bool = True, stable_first: bool = False, order: str = "width"
+) -> Pruning:
     """The settings as typed.
 
     Raises:
         SpecError: see `Pruning`.
     """
-    return Pruning(kind, ratio, step, first_layer, stable_first, engine)  # type: ignore[arg-type]
+    return Pruning(kind, ratio, step, first_layer, stable_first, engine, order)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -133,15 +145,16 @@ def prune(
     taking = taking_part(network, pruning)
     sizes = [product(network.nodes[i].shape) for i in taking]
     gone = torch.zeros(len(anchors), sum(sizes), dtype=torch.bool)
+    worth = _worth(network, anchors, adversaries, taking) if pruning.order == "effect" else dict.fromkeys(taking)
     for share in pruning.shares:
         if deadline is not None and time.monotonic() >= deadline:
             raise TimeLimitError("the time limit passed while neurons were being pruned")
         current = rewrite(network, _masks(network, taking, sizes, gone), {i: made[i] for i in taking}) if bool(gone.any()) else network
         intervals = _bounds(current, regions, pruning.engine, limits)
-        width = torch.cat([_variation(current, i, intervals, pruning).cpu() for i in taking], 1)
-        width[gone] = -math.inf
+        measure = _measures(network, intervals, made, worth, pruning)
+        measure[gone] = -math.inf
         count = math.floor(share * gone.shape[1])
-        order = width.argsort(dim=1, stable=True)
+        order = measure.argsort(dim=1, stable=True)
         gone = torch.zeros_like(gone).scatter(1, order[:, :count], True)
     masks = _masks(network, taking, sizes, gone)
     found = []
@@ -187,14 +200,37 @@ def _bounds(network: Network, regions: Region, engine: Engine, limits: Limits) -
     return dict(enumerate(FastLin(device=device, memory_mb=memory_mb)(network, regions, known=read).intervals))
 
 
-def _variation(network: Network, index: int, intervals: dict[int, Interval], pruning: Pruning) -> Tensor:
-    """How much the neurons vary: the width of their pre-activations, (B, elements)."""
-    node = network.nodes[index]
-    x = intervals[node.inputs[0]]
-    width = x.width.double()
-    if pruning.stable_first and pruning.kind != "constant" and isinstance(node.op, Activation):
-        width = torch.where(node.op.unstable(x), width, width - width.amax() - 1)
-    return width.flatten(1)
+def _measures(
+    network: Network, intervals: dict[int, Interval], made: dict[int, Lines], worth: Mapping[int, Tensor | None], pruning: Pruning
+) -> Tensor:
+    """What neurons are ordered by, the activations side by side, (B, neurons)."""
+    found = []
+    for i, factor in worth.items():
+        op, x = network.nodes[i].op, intervals[network.nodes[i].inputs[0]].to(torch.float64)
+        measure = x.width
+        if factor is not None and isinstance(op, Activation):
+            by = disturbance(op, Interval(x.lower.cpu(), x.upper.cpu()), made[i])
+            measure = torch.maximum(-by.lower, by.upper).clamp(min=0) * factor
+        elif pruning.stable_first and pruning.kind != "constant" and isinstance(op, Activation):
+            measure = torch.where(op.unstable(x), measure, measure - measure.amax() - 1)
+        found.append(measure.flatten(1).cpu())
+    return torch.cat(found, 1)
+
+
+def _worth(network: Network, anchors: Tensor, adversaries: Tensor, taking: Sequence[int]) -> dict[int, Tensor]:
+    """|d margin / d act| by activation, (B, *shape), where the margin is the anchor's class against the adversary's."""
+    exact = network.to(torch.float64, "cpu")
+    points = torch.cat([anchors, adversaries]).to("cpu", torch.float64)
+    values = [points.requires_grad_()]
+    for node in exact.nodes[1:]:
+        values.append(node.op.forward(*[values[i] for i in node.inputs]))
+    scores = values[-1].flatten(1)
+    own, other = scores.detach().chunk(2)
+    own = own.argmax(1, keepdim=True)
+    other = other.scatter(1, own, -math.inf).argmax(1, keepdim=True)
+    margins = scores.gather(1, own.repeat(2, 1)) - scores.gather(1, other.repeat(2, 1))
+    slopes = torch.autograd.grad(margins.sum(), [values[i] for i in taking])
+    return {i: torch.stack(slope.abs().chunk(2)).mean(0) for i, slope in zip(taking, slopes, strict=True)}
 
 
 def agreement_radii(

@@ -245,7 +245,8 @@ class Command:
         question, pruning = self.question, self.settings.pruning
         head: dict[str, Any] = {"schema": SCHEMA, "network": str(self.model), "dataset": question.dataset}
         head |= {"norm": _NORMS.get(question.norm, "inf"), "clip": question.clip, "type": pruning.kind, "ratio": pruning.ratio}
-        head |= {"step": pruning.step, "first_layer": pruning.first_layer, "stable_first": pruning.stable_first, "bounds": pruning.engine}
+        head |= {"step": pruning.step, "first_layer": pruning.first_layer, "stable_first": pruning.stable_first}
+        head |= {"order": pruning.order, "bounds": pruning.engine}
         if wanted == 1 and not interrupted:
             return head | found[0].describe()
         body: dict[str, Any] = {"results": [one.describe() for one in found], "seconds": seconds}

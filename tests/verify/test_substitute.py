@@ -15,7 +15,7 @@ from bounds.errors import ProofError, SpecError, TimeLimitError, UnsupportedOpEr
 from bounds.interval import Interval
 from bounds.linear import Halfspaces
 from bounds.network import Network
-from bounds.ops.affine import SubBranches
+from bounds.ops.affine import Linear, SubBranches
 from bounds.ops.piecewise import LeakyRelu, Relu
 from bounds.ops.smooth import Tanh
 from bounds.region import LpBall
@@ -228,6 +228,8 @@ def test_bad_input() -> None:
             Pruning(ratio=ratio, step=step)
     with pytest.raises(SpecError, match="unknown type of substitute 'cubic'"):
         Pruning("cubic")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="unknown order 'age'"):
+        Pruning(order="age")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="unknown bounds 'magic'"):
         Pruning(engine="magic")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="misclassified"):
@@ -245,3 +247,26 @@ def test_bad_input() -> None:
     points, radii = attacked(network, x, y)
     with pytest.raises(TimeLimitError):
         prune(network, x, points, balls(x, radii, math.inf, None), HALF, deadline=time.monotonic() - 1)
+
+
+def test_neurons_of_the_smallest_effect_go_first() -> None:
+    """Lines that differ little, or that the margin does not read, cost least: against values by hand."""
+    weight, head = torch.eye(3), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    network = chain((3,), Linear(weight), Relu(), Linear(head, torch.tensor([0.3, 0.0]))).to(torch.float64)
+    x = torch.tensor([[0.1, 0.0, 0.05]], dtype=torch.float64)
+    point = torch.tensor([[-0.2, 0.3, -0.5]], dtype=torch.float64)
+    made = Pruning("activation", 0.67, 0.3, order="effect", engine="ibp")
+    # On the ball of radius 0.4: the second neuron is read by nobody; the first may lie 0.3 below its line, the third 0.35, and counts twice.
+    (one,) = prune(network, x, point, balls(x, torch.tensor([0.4]), math.inf, None), made)
+    assert one.pruned[activations(network)[0]].tolist() == [True, True, False]
+
+
+def test_the_effect_is_zero_where_neurons_are_stable() -> None:
+    network = small(3)
+    x, y = anchors(network)
+    points, radii = attacked(network, x, y)
+    ball = balls(x, radii, math.inf, None)
+    stable = prune(network, x, points, ball, Pruning("activation", 0.3, 0.1, order="effect", engine="crown"))
+    for b, one in enumerate(stable):
+        sample = ball.sample(50, torch.Generator().manual_seed(1))[b]
+        assert torch.allclose(one.network(sample), network(sample), atol=1e-10)
