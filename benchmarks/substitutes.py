@@ -37,15 +37,16 @@ from milp.solvers import get_solver, highs
 from verify import narrowing
 from verify.datasets import load_dataset
 from verify.exact_radius import exact_radius
-from verify.pruning import Limits, Pruning
+from verify.pruning import Limits, Order, Pruning
 from verify.substitute import Estimate, Estimator
 
+_NEURONS: tuple[tuple[bool, Order], ...] = ((True, "width"), (False, "width"), (True, "effect"))
 CONFIGURATIONS = tuple(
-    Pruning(kind, ratio, 0.1, first_layer=first, stable_first=stable)
-    for first, stable in ((True, False), (False, False), (True, True))
+    Pruning(kind, ratio, 0.1, first_layer=first, order=order)
+    for first, order in _NEURONS
     for kind in ("constant", "linear", "activation")
     for ratio in (0.9, 0.99)
-    if kind != "constant" or (first and not stable)
+    if kind != "constant" or (first and order == "width")
 )
 RESULTS = Path("results/substitutes.jsonl")
 
@@ -75,11 +76,11 @@ class Run:
         """Everything that is missing, anchor by anchor."""
         started = {chosen: self.started(chosen) for chosen in configurations if self.missing(chosen)}
         for number, (index, x, label) in enumerate(self.anchors):
-            if (self.name, index, "none", 0.0, True, False) not in self.done:
+            if (self.name, index, "none", 0.0, True, "width") not in self.done:
                 self.store({"index": index, "kind": "none", "ratio": 0.0, "first_layer": True}, self.exact(x, label))
             for chosen, starts in started.items():
                 if (self.name, index, *described(chosen)) not in self.done:
-                    names = ("kind", "ratio", "first_layer", "stable_first")
+                    names = ("kind", "ratio", "first_layer", "order")
                     head = {"index": index} | dict(zip(names, described(chosen), strict=True))
                     self.store(head, self.substitute(starts[number], x, chosen))
 
@@ -129,14 +130,18 @@ class Run:
         print(json.dumps(line), flush=True)
 
 
-def described(chosen: Pruning) -> tuple[str, float, bool, bool]:
+def described(chosen: Pruning) -> tuple[str, float, bool, str]:
     """What tells configurations apart."""
-    return chosen.kind, chosen.ratio, chosen.first_layer, chosen.stable_first
+    return chosen.kind, chosen.ratio, chosen.first_layer, chosen.order
+
+
+def _choice(chosen: Pruning) -> str:
+    return "effect" if chosen.order == "effect" else "all" if chosen.first_layer else "not-first"
 
 
 def key(line: dict[str, Any]) -> tuple[Any, ...]:
     """Anchor and configuration of a line."""
-    return line["index"], line["kind"], line["ratio"], line["first_layer"], line.get("stable_first", False)
+    return line["index"], line["kind"], line["ratio"], line["first_layer"], line.get("order", "width")
 
 
 @contextmanager
@@ -186,7 +191,7 @@ def report(path: Path) -> None:
             groups.setdefault((line["network"], *key(line)[1:]), []).append(line)
     print("| network | type | share | neurons | both known | none | rel. difference | pruning / run | run with | run without | binaries |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for (name, kind, ratio, first, stable), group in sorted(groups.items()):
+    for (name, kind, ratio, first, order), group in sorted(groups.items()):
         pairs = [(line, exact[name, line["index"]]) for line in group]
         both = [(a["distance"], b["distance"]) for a, b in pairs if _known(a["distance"]) and _known(b["distance"])]
         difference = [abs(a - b) / b for a, b in both]
@@ -196,7 +201,7 @@ def report(path: Path) -> None:
         pruning = sum(a["pruning_cpu"] for a in timed) / max(1, sum(a["runs"] for a in timed))
         binaries = f"{np.mean([a['binaries'] for a, _ in pairs]):.0f} of {np.mean([b['binaries'] for _, b in pairs]):.0f}"
         print(
-            f"| {name} | {kind} | {ratio} | {'stable first' if stable else 'all' if first else 'not the first layer'} | "
+            f"| {name} | {kind} | {ratio} | {'by effect' if order == 'effect' else 'all' if first else 'not the first layer'} | "
             f"{len(both)} of {len(pairs)} | {sum(a['distance'] == math.inf for a, _ in pairs)} | {told} | {pruning:.3f} | "
             f"{mine:.2f} | {theirs:.2f} | {binaries} |"
         )
@@ -238,7 +243,8 @@ def main() -> None:
     parser.add_argument("--solver", default="highs")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--only", default="", help="types to run, separated by commas")
-    parser.add_argument("--plain", action="store_true", help="Only Algorithm 1 with the first layer.")
+    parser.add_argument("--neurons", choices=("all", "not-first", "effect"), help="Only this choice of neurons.")
+    parser.add_argument("--ratio", type=float, help="Only this share.")
     parser.add_argument("--cpu-clock", action="store_true", help="Count limits in CPU seconds: for machines that others keep busy.")
     parser.add_argument("--report", action="store_true")
     arguments = parser.parse_args()
@@ -255,7 +261,8 @@ def main() -> None:
         get_solver(arguments.solver)  # its module is loaded before it is changed
         highs._run = _run_on_cpu_clock  # type: ignore[assignment]
     wanted = arguments.only.split(",") if arguments.only else [chosen.kind for chosen in CONFIGURATIONS]
-    chosen = [c for c in CONFIGURATIONS if c.kind in wanted and (not arguments.plain or (c.first_layer and not c.stable_first))]
+    chosen = [c for c in CONFIGURATIONS if c.kind in wanted and arguments.neurons in (None, _choice(c))]
+    chosen = [c for c in chosen if not arguments.ratio or c.ratio == arguments.ratio]
     for model in arguments.models:
         Run(model, arguments.data, arguments.out, Limits(arguments.seconds, arguments.solver), arguments.anchors).run(chosen)
 
