@@ -212,7 +212,8 @@ marked. Times are wall time on one core of a shared, busy machine, bounds only.
 - l2: "clipped" rows use the exact intersection of ball and [0, 1] for every layer, "not clipped" rows the ball alone. The printed figures
   agree with neither but with a mixture: hidden intervals on the ball alone, and only the margins' planes minimised over ball and [0, 1], as in
   the polyhedral envelope. `--l2` computes that: fc1 L-PER+at CRE Lin 4.84 (printed 4.84), ACB PEC 0.2910 (0.2910); CNN KW, whose file is not
-  the printed network, CRE Lin 4.63 (5.84).
+  the printed network, CRE Lin 4.63 (5.84). CNN L-PER: 9.35 (5.04), ACB PEC 0.2776 (0.2882), although the clean error agrees: this file, too, seems to
+  be another network than the printed one. With the exact intersection it is 4.15.
 - tanh: thesis (3.5), the planes of the printed CRE CRO, gives 12.94 in place of 11.55. The published code adds 1e-6 to the numerator and the
   denominator of t1 in Table 3.1; with secant slopes d below 1e-3 that moves the point: at d = 1e-4 to -2.3 from -5.3, where the line is above
   tanh by 0.02 and bounds nothing. The code as published sets slopes below 1e-2 to zero, which hides this and gives 13.10 (float32, 10,000
