@@ -21,6 +21,7 @@ from bounds.linear import LinearBounds
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, MovesData, Shape, Slopes, product
 from bounds.ops.bilinear import Bilinear
+from bounds.ops.substituted import Substituted
 from bounds.region import LpBall, Region
 from bounds.trace import Semantics, Trace
 
@@ -81,8 +82,7 @@ class LinearEngine:
         if not (self.walks_hidden or (first and ball)) or (first and not ball and _mixes_once(net, index)) or _is_curve(net, index):
             return
         if not self.intersect:
-            everything = torch.ones_like(interval.lower, dtype=torch.bool)
-            found = bound_node(trace, index, everything, limit)
+            found = bound_node(trace, index, _curved(net, index, interval), limit)
             partial = any(getattr(net.nodes[user].op, "partial", False) for user in net.successors[index])
             found = found.intersect(interval) if partial else found
             trace.narrow(index, found if known is None else found.intersect(known))
@@ -119,6 +119,15 @@ def unstable(network: Network, index: int, interval: Interval) -> Tensor:
             mask |= op.unstable(interval)
         elif isinstance(op, Bilinear):
             mask |= interval.lower < interval.upper
+    return mask
+
+
+def _curved(network: Network, index: int, interval: Interval) -> Tensor:
+    """Mask of the elements of node `index` that something other than a line in place of an activation reads: all but for substitutes."""
+    mask = torch.zeros_like(interval.lower, dtype=torch.bool)
+    for user in network.successors[index]:
+        op = network.nodes[user].op
+        mask |= ~op.pruned if isinstance(op, Substituted) else True
     return mask
 
 

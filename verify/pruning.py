@@ -189,15 +189,16 @@ def _masks(network: Network, taking: Sequence[int], sizes: Sequence[int], gone: 
 
 
 def _bounds(network: Network, regions: Region, engine: Engine, limits: Limits) -> dict[int, Interval]:
-    """Enclosures of what the activations read."""
+    """Enclosures of what the activations read. Nothing is asked about the outputs."""
     device, memory_mb = limits.device, limits.memory_mb
+    nothing = torch.zeros(1, network.outputs)
     simple = Ibp(device=device, memory_mb=memory_mb)(network, regions)
     if engine == "ibp":
         return dict(enumerate(simple.intervals))
     if engine == "crown":
-        return dict(enumerate(Crown(device=device, memory_mb=memory_mb, intersect=False)(network, regions).intervals))
+        return dict(enumerate(Crown(device=device, memory_mb=memory_mb, intersect=False)(network, regions, nothing).intervals))
     read = {i: simple.intervals[i] for i in network.preactivations}
-    return dict(enumerate(FastLin(device=device, memory_mb=memory_mb)(network, regions, known=read).intervals))
+    return dict(enumerate(FastLin(device=device, memory_mb=memory_mb)(network, regions, nothing, known=read).intervals))
 
 
 def _measures(
