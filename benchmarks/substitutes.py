@@ -189,20 +189,25 @@ def report(path: Path) -> None:
     for line in lines:
         if line["kind"] != "none" and (line["network"], line["index"]) in exact:
             groups.setdefault((line["network"], *key(line)[1:]), []).append(line)
-    print("| network | type | share | neurons | both known | none | rel. difference | pruning / run | run with | run without | binaries |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    print(
+        "| network | type | share | neurons | both known | none | rel. difference | moved to the attack's | attack alone | pruning / run | run with | run without | binaries |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|---|")
     for (name, kind, ratio, first, order), group in sorted(groups.items()):
         pairs = [(line, exact[name, line["index"]]) for line in group]
         both = [(a["distance"], b["distance"]) for a, b in pairs if _known(a["distance"]) and _known(b["distance"])]
         difference = [abs(a - b) / b for a, b in both]
         told = f"{np.mean(difference):.4f} ± {np.std(difference):.4f}" if both else "-"
+        known = [(a, b) for a, b in pairs if a["distance"] is not None and _known(b["distance"])]
+        moved = np.mean([abs(min(a["distance"], a["d_adv"]) - b["distance"]) / b["distance"] for a, b in known]) if known else math.nan
+        attack = np.mean([(b["d_adv"] - b["distance"]) / b["distance"] for _, b in known]) if known else math.nan
         mine, theirs = _per_run([a for a, _ in pairs]), _per_run([b for _, b in pairs])
         timed = [a for a, _ in pairs if "pruning_cpu" in a]
         pruning = sum(a["pruning_cpu"] for a in timed) / max(1, sum(a["runs"] for a in timed))
         binaries = f"{np.mean([a['binaries'] for a, _ in pairs]):.0f} of {np.mean([b['binaries'] for _, b in pairs]):.0f}"
         print(
             f"| {name} | {kind} | {ratio} | {'by effect' if order == 'effect' else 'all' if first else 'not the first layer'} | "
-            f"{len(both)} of {len(pairs)} | {sum(a['distance'] == math.inf for a, _ in pairs)} | {told} | {pruning:.3f} | "
+            f"{len(both)} of {len(pairs)} | {sum(a['distance'] == math.inf for a, _ in pairs)} | {told} | {moved:.4f} | {attack:.4f} | {pruning:.3f} | "
             f"{mine:.2f} | {theirs:.2f} | {binaries} |"
         )
 

@@ -84,6 +84,11 @@ class Estimate:
     note: str = ""
 
     @property
+    def clamped(self) -> float | None:
+        """The estimate moved between the certified end and the nearest adversary known: never farther from the distance than the estimate."""
+        return None if self.estimate is None else min(max(self.estimate, self.certified_lower), self.upper)
+
+    @property
     def relative_difference(self) -> float | None:
         """|estimate - exact| / exact, where both are known and finite."""
         known = self.estimate is not None and math.isfinite(self.estimate) and self.exact is not None and 0 < self.exact < math.inf

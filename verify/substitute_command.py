@@ -122,6 +122,7 @@ class Found:
         return (
             head
             | {"d_adv": one.d_adv, "upper": one.upper, "estimate": one.estimate, "estimate_range": list(one.estimate_range)}
+            | {"estimate_clamped": one.clamped}
             | {"certified_lower": one.certified_lower, "certified_proof": one.proof, "delta": one.delta}
             | {"exact": one.exact, "relative_difference": one.relative_difference}
             | {f"{name}_{when}": value for name, pair in sizes.items() for when, value in zip(("before", "after"), pair, strict=True)}
@@ -138,11 +139,13 @@ class Found:
             told = f"estimate between {low:.6g} and {high:.6g}"
         else:
             told = "estimate: no adversary in the domain" if math.isinf(one.estimate) else f"estimate {one.estimate:.6g}"
+            told += "" if one.clamped == one.estimate else f", {one.clamped:.6g} between the ends"
         difference = "" if one.relative_difference is None else f" (off by {100 * one.relative_difference:.2f} %)"
         exact = "" if one.exact is None else f"exactly {one.exact:.6g}, "
         spent = sum(one.seconds[part] for part in ("attack", "pruning", "milp", "certificate", "exact"))
         ends = f"certified at least {one.certified_lower:.6g}, an adversary at {one.upper:.6g}"
-        sizes = f"ReLUs {one.before.activations} -> {one.after.activations}, binaries {one.binaries[0]}"
+        sizes = f"ReLUs {one.before.activations} -> {one.after.activations}, parameters {one.before.parameters} -> {one.after.parameters}, "
+        sizes += "binaries " + ("" if one.binaries[1] is None else f"{one.binaries[1]} -> ") + str(one.binaries[0])
         reason = "" if self.reason in (None, NO_ADVERSARY) else f"; {self.reason}"
         return f"{name}{told}{difference}; {exact}{ends}; {sizes}{reason}  [{spent:.2f} s]"
 

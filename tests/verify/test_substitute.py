@@ -176,6 +176,8 @@ def test_ends_hold_and_estimates_are_near(seed: int, kind: str) -> None:
     assert 0 <= found.certified_lower <= found.exact * (1 + 1e-5) + 1e-6
     assert found.exact <= found.upper <= found.d_adv
     assert kind != "linear" or found.estimate <= found.d_adv * (1 + 1e-6)
+    assert found.clamped is not None
+    assert abs(found.clamped - found.exact) <= abs(found.estimate - found.exact) + 1e-6
     assert found.after.activations <= found.before.activations - 5
     assert found.relative_difference == pytest.approx(abs(found.estimate - found.exact) / found.exact)
 
