@@ -58,8 +58,8 @@ class ImpliedProblem(RowProblem):
         super().__init__(trace, last, objective_start(View(trace, None), C), splits={index: split})
         self.index, self.d = index, assumed.d
         seen = self.coefficients(self.initial(), {index: split.beta})
-        arriving = [seen[user].abs().amax() for user in trace.network.successors[index] if user in seen and seen[user].numel()]
-        self.unit = float(torch.stack([*arriving, torch.full_like(self.start.fee[0, 0], 1e-6).to(trace.dtype)]).amax())
+        arriving = [float(seen[user].abs().amax()) for user in trace.network.successors[index] if user in seen and seen[user].numel()]
+        self.unit = max(arriving, default=0.0) or 1.0
 
     def estimate(self, alphas: Alphas, betas: Betas, measure: Measure | None = None) -> Tensor:
         """The bounds of s z_j without regard to rounding, (1, R), differentiable."""

@@ -2,7 +2,8 @@
 
 One unsafe set's life: the row of it that is bounded best is assumed to hold; from the last layer to the first, the neurons' intervals are cut
 to what they can be then (`bounds.implied`); the row is bounded again over the narrower intervals, by optimised slopes. An empty interval or a
-positive bound excludes the set. As long as rounds gain, the next one follows; what they leave goes on to the stages that split the set.
+positive bound excludes the set. As long as rounds gain, the next one follows, without the layers that gained nothing; what they leave goes on
+to the stages that split the set.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ from verify.verdict import Verdict
 
 _NO_GAIN = 0.995
 """Share of a layer's widths that must go for the layers below to be looked at."""
+_WORTH = 0.98
+"""Share of a layer's widths left by its last visit up to which the next round visits it again,"""
+_CHANGED = 0.6
+"""or what the layers above must have shrunk to since then."""
 _LEAST_RISE = 0.03
 """By what share of itself the bound must rise for another round."""
 _BEYOND = 1e-5
@@ -75,7 +80,9 @@ class Refute:
 
 @dataclass(eq=False)
 class _Attempt:
-    """One unsafe set under the assumption that it is reached. known: intervals of nodes then."""
+    """One unsafe set under the assumption that it is reached. known: intervals of nodes then. found: multipliers by node. left:
+    the share of each layer's widths that its last visit left; since: what the layers above it have shrunk to since then. thorough: whether
+    this round visits every layer."""
 
     query: Query
     number: int
@@ -83,6 +90,9 @@ class _Attempt:
     deadline: float | None
     known: dict[int, Interval] = field(default_factory=dict)
     found: dict[int, Tensor] = field(default_factory=dict)
+    left: dict[int, float] = field(default_factory=dict)
+    since: dict[int, float] = field(default_factory=dict)
+    thorough: bool = False
 
     def succeeds(self) -> bool:
         """Whether the set is excluded; `known` is what is left if not."""
@@ -100,7 +110,11 @@ class _Attempt:
                     if bound > 0:
                         return True
                     if bound <= before + _LEAST_RISE * abs(before):
-                        break
+                        if self.thorough:
+                            break
+                        self.thorough = True  # every layer once more before the set is given up
+                    else:
+                        self.thorough = False
         except (TimeLimitError, MemoryLimitError, NumericsError):
             pass  # what was found until then stays
         return False
@@ -110,7 +124,10 @@ class _Attempt:
         query = self.query
         memory = elements(query.options.memory_mb, torch.float32)
         assumed = Assumed(query.goal.C[self.best].to(device), float(query.goal.d[self.best]))
-        for index in sorted(query.network.preactivations, reverse=True):
+        layers = sorted(query.network.preactivations, reverse=True)
+        for number, index in enumerate(layers):
+            if not self.thorough and index in self.since and self.left[index] > _WORTH and self.since[index] > _CHANGED:
+                break  # layers further down gain less still
             trace = self._trace(device)
             if trace is None:
                 return math.inf
@@ -119,7 +136,10 @@ class _Attempt:
             if bool((found.lower > found.upper).any()):
                 return math.inf
             self.known[index] = found.to(torch.float64, torch.device("cpu"))
-            if _width(found) > _NO_GAIN * _width(before):
+            share = _width(found) / max(_width(before), 1e-30)
+            self.left[index], self.since[index] = share, 1.0
+            self.since.update({below: self.since[below] * share for below in layers[number + 1 :] if below in self.since})
+            if share > _NO_GAIN and (number or not self.thorough):
                 break
         trace = self._trace(device)
         return math.inf if trace is None else self._bound(trace)
