@@ -189,8 +189,8 @@ def report(path: Path) -> None:
     for line in lines:
         if line["kind"] != "none" and (line["network"], line["index"]) in exact:
             groups.setdefault((line["network"], *key(line)[1:]), []).append(line)
-    columns = ("network", "type", "share", "neurons", "both known", "no adversary", "rel. difference", "at most d_adv", "d_adv itself")
-    columns += ("pruning / run", "run with", "run without", "binaries")
+    columns = ["network", "type", "share", "neurons", "both known", "no adversary", "rel. difference", "at most d_adv", "d_adv itself"]
+    columns += ["pruning / run", "run with", "run without", "binaries"]
     print(f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for (name, kind, ratio, first, order), group in sorted(groups.items()):
         pairs = [(line, exact[name, line["index"]]) for line in group]

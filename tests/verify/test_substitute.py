@@ -169,7 +169,8 @@ def test_planted_error_in_a_line_breaks_the_equality_on_the_ball() -> None:
 def test_ends_hold_and_estimates_are_near(seed: int, kind: str) -> None:
     network = small(seed)
     x, y = anchors(network, 1, seed)
-    estimator = Estimator(network, Pruning(kind, 0.3, 0.1), domain=None, limits=Limits(20.0, "highs"), exact=True, attack=ATTACK)  # type: ignore[arg-type]
+    pruning, limits = Pruning(kind, 0.3, 0.1), Limits(20.0, "highs")  # type: ignore[arg-type]
+    estimator = Estimator(network, pruning, domain=None, limits=limits, exact=True, certify=1.0, attack=ATTACK)
     (found,) = estimator(x, y)
     assert found.exact is not None
     assert found.estimate is not None
@@ -186,7 +187,7 @@ def test_certified_lower_rests_on_bounds_programs_and_delta() -> None:
     """Without an exact distance the lower end is the largest of them, and never beyond the exact one."""
     network = small(2)
     x, y = anchors(network, 2, 2)
-    plain = Estimator(network, Pruning("activation", 0.3, 0.1), domain=None, limits=Limits(20.0, "highs"), attack=ATTACK)
+    plain = Estimator(network, Pruning("activation", 0.3, 0.1), domain=None, limits=Limits(20.0, "highs"), certify=1.0, attack=ATTACK)
     bounds_alone = plain.start(x, y)
     for one, truth, first in zip(plain(x, y), replace(plain, exact=True, certify=0.0)(x, y), bounds_alone, strict=True):
         assert one.exact is None
