@@ -27,11 +27,13 @@ from verify.stages import Query
 from verify.verdict import Verdict
 
 _NO_GAIN = 0.995
-"""Share of a layer's widths that must go for the layers below to be looked at."""
+"""Share of a layer's widths from which on the layers below are not looked at."""
 _WORTH = 0.98
 """Share of a layer's widths left by its last visit up to which the next round visits it again,"""
 _CHANGED = 0.6
 """or what the layers above must have shrunk to since then."""
+_MORE = 3
+"""Times as many steps in a set's last round."""
 _LEAST_RISE = 0.03
 """By what share of itself the bound must rise for another round."""
 _BEYOND = 1e-5
@@ -47,7 +49,7 @@ class Refute:
     """
 
     rounds: int = 30
-    steps: int = 6
+    steps: int = 8
     root_steps: int = 20
     share: float = 0.4
     name: str = "refute"
@@ -112,7 +114,7 @@ class _Attempt:
                     if bound <= before + _LEAST_RISE * abs(before):
                         if self.thorough:
                             break
-                        self.thorough = True  # every layer once more before the set is given up
+                        self.thorough, self.found = True, {}  # every layer once more, from the grid, before the set is given up
                     else:
                         self.thorough = False
         except (TimeLimitError, MemoryLimitError, NumericsError):
@@ -124,6 +126,7 @@ class _Attempt:
         query = self.query
         memory = elements(query.options.memory_mb, torch.float32)
         assumed = Assumed(query.goal.C[self.best].to(device), float(query.goal.d[self.best]))
+        ascent = Ascent(self.stage.steps * (_MORE if self.thorough else 1), beta_lr=0.2)
         layers = sorted(query.network.preactivations, reverse=True)
         for number, index in enumerate(layers):
             if not self.thorough and index in self.since and self.left[index] > _WORTH and self.since[index] > _CHANGED:
@@ -132,7 +135,7 @@ class _Attempt:
             if trace is None:
                 return math.inf
             before = trace.interval(index)
-            found, self.found[index] = implied(trace, index, assumed, Ascent(self.stage.steps, beta_lr=0.2), memory, self.found.get(index))
+            found, self.found[index] = implied(trace, index, assumed, ascent, memory, self.found.get(index))
             if bool((found.lower > found.upper).any()):
                 return math.inf
             self.known[index] = found.to(torch.float64, torch.device("cpu"))
