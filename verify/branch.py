@@ -49,7 +49,7 @@ class SplitNeurons:
     """
 
     rows: int = 512
-    steps: int = 8
+    steps: int = 4
     root_steps: int = 40
     tries: int = 1
     share: float = 1.0
