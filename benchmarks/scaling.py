@@ -88,6 +88,8 @@ def draw_cactus(families: dict[str, list[Record]], path: Path) -> None:
         _tidy(panel)
     for panel in panels[len(families) :]:
         panel.set_axis_off()
+    for panel in panels[max(0, len(families) - columns) : len(families)]:
+        panel.tick_params(labelbottom=True)  # the lowest of its column, even where the last row is short
     figure.supxlabel("CPU seconds of the whole process, start-up included", fontsize=8.5, color=_INK)
     figure.supylabel("questions decided", fontsize=8.5, color=_INK)
     write_figure(figure, path)
