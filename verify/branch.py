@@ -43,7 +43,8 @@ class SplitNeurons:
 
     rows: bounded at once, as far as memory allows. steps, root_steps: of the ascent, for halves and for the whole. tries: neurons looked
     ahead for each sub-problem. share: of the time that is left, where programs may still decide afterwards: networks that have an exact
-    program, with at most `few_unstable` unstable neurons; for the others the stage takes all but a tenth.
+    program, with at most `few_unstable` unstable neurons; for the others the stage takes all but a tenth. seconds: instead, for a first look,
+    which leaves no note.
 
     Property: sound and rigorous; complete for piecewise-linear networks and boxes, up to the limits and to margins of zero. Deterministic.
     """
@@ -54,6 +55,7 @@ class SplitNeurons:
     tries: int = 1
     share: float = 1.0
     few_unstable: int = 400
+    seconds: float | None = None
     name: str = "branch"
     kind: str = "bounds"
 
@@ -61,7 +63,13 @@ class SplitNeurons:
         if not query.intervals or not query.in_float32:
             return query
         left = query.options.remaining()
-        deadline = None if left is None else time.monotonic() + self._share(query) * left
+        if self.seconds is not None:
+            left = self.seconds if left is None else min(self.seconds, left / 2)
+        deadline = None if left is None else time.monotonic() + (self._share(query) if self.seconds is None else 1.0) * left
+        outcome = self._outcome(query, deadline)
+        return replace(outcome, notes=query.notes) if self.seconds is not None and isinstance(outcome, Query) else outcome
+
+    def _outcome(self, query: Query, deadline: float | None) -> Verdict | Query:
         try:
             return _Search(query, self, deadline).run()
         except TimeLimitError:

@@ -51,7 +51,7 @@ class Refute:
     rounds: int = 30
     steps: int = 8
     root_steps: int = 20
-    share: float = 0.4
+    share: float = 0.3
     name: str = "refute"
     kind: str = "bounds"
 

@@ -73,6 +73,7 @@ def default_stages(seed: int = 0, effort: Effort = "normal") -> tuple[Stage, ...
         Falsify(Pgd(steps=60, restarts=250 * longer, seed=seed + 1), seconds=2.0 * longer),
         Reduce(),
         SplitInput(),
+        SplitNeurons(seconds=1.0),
         Refute(),
         Exact(seconds=3.0 * longer, most_unstable=200),
         SplitNeurons(root_steps=200, share=0.6) if thorough else SplitNeurons(share=0.6),
