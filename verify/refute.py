@@ -45,13 +45,15 @@ class Refute:
     """Exclude unsafe sets by contradiction, or hand on narrower intervals for each (`Query.implied`).
 
     rounds: at most, for a set. steps, root_steps: of the ascents for neurons and for the row. share: of the time that is left, divided among
-    the open sets. Property: sound and rigorous; deterministic.
+    the open sets. most_shallow: with more unstable neurons, all in one layer, programs decide sooner. Property: sound and rigorous;
+    deterministic.
     """
 
     rounds: int = 30
     steps: int = 8
     root_steps: int = 20
     share: float = 0.3
+    most_shallow: int = 200
     name: str = "refute"
     kind: str = "bounds"
 
@@ -61,6 +63,8 @@ class Refute:
             return "no engine has bounded the neurons"
         if not query.unstable:
             return "no neuron is unstable"
+        if query.unstable > self.most_shallow and query.layers == 1:
+            return f"{query.unstable} neurons of one layer are unstable, more than {self.most_shallow}"
         return None if query.in_float32 else "the property's numbers are not exact in float32"
 
     def __call__(self, query: Query) -> Verdict | Query:

@@ -119,6 +119,16 @@ class Query:
         users = [(k, nodes[user].op) for k in self.intervals for user in successors[k]]
         return sum(int(op.unstable(self.intervals[k]).sum()) for k, op in users if isinstance(op, Activation))
 
+    @property
+    def layers(self) -> int:
+        """How many activations with unstable neurons follow each other at most."""
+        depth: list[int] = []
+        for node in self.network.nodes:
+            op, met = node.op, [self.intervals[k] for k in node.inputs if k in self.intervals]
+            here = isinstance(op, Activation) and any(bool(op.unstable(interval).any()) for interval in met)
+            depth.append(max((depth[k] for k in node.inputs), default=0) + here)
+        return depth[-1]
+
     def noting(self, reason: str) -> Query:
         """The same query with one more reason."""
         return self if reason in self.notes else replace(self, notes=(*self.notes, reason))
@@ -312,19 +322,23 @@ class Exact:
     """Decide the open unsafe sets one by one by mixed-integer programming, the most promising first.
 
     solver: its name, None for the default. A positive answer closes the set; a point is replayed on the original model. seconds: for all sets
-    together; None for all that is left. most_unstable: with more unstable neurons the stage hands the query on untouched.
+    together; None for all that is left. most_unstable: with more unstable neurons the stage hands the query on untouched, unless they are all in
+    one layer: such programs have tight relaxations whatever their size, and get the seconds of `shallow`.
     """
 
     solver: str | None = None
     seconds: float | None = None
     most_unstable: float = math.inf
+    shallow: float | None = None
     name: str = "milp"
     kind: str = "milp"
 
     def skips(self, query: Query) -> str | None:
         """See `Selective`."""
         unstable = query.unstable
-        return f"{unstable} neurons are unstable, more than {self.most_unstable:.0f}" if unstable > self.most_unstable else None
+        if unstable <= self.most_unstable or (self.shallow is not None and query.layers == 1):
+            return None
+        return f"{unstable} neurons are unstable, more than {self.most_unstable:.0f}"
 
     def __call__(self, query: Query) -> Verdict | Query:
         if query.options.semantics != "real":
@@ -345,7 +359,7 @@ class Exact:
             return query.noting(f"a proof by {solver.name} cannot be confirmed by {second.name} itself; name another solver")
         goal = query.goal
         bounds = goal.per_set(query.lower - goal.d.to(query.lower)).tolist()
-        budget = query.options.budget(self.seconds)
+        budget = query.options.budget(self.seconds if query.unstable <= self.most_unstable else self.shallow)
         end = None if budget is None else time.monotonic() + budget
         for number in most_promising_first(bounds):
             if bool(query.closed[number]):

@@ -15,10 +15,13 @@ from bounds.errors import DeviceError, NumericsError, SpecError
 from bounds.interval import Interval
 from bounds.linear import Halfspaces
 from bounds.network import Network
+from bounds.ops.affine import Linear
+from bounds.ops.piecewise import Relu
 from bounds.region import Box
-from tests.verify.nets import bump, linear
+from tests.verify.nets import bump, chain, linear
 from verify.attack import Pgd
 from verify.output import Answer, describe
+from verify.refute import Refute
 from verify.run import default_stages, verify
 from verify.spec import Specification, output_bounds
 from verify.stages import Bound, Exact, Falsify, Options, Query, Tighten
@@ -215,3 +218,19 @@ def test_nan_is_an_error_and_no_verdict() -> None:
     network: Network = linear([[math.nan, 1.0]])
     with pytest.raises(NumericsError, match="NaN"):
         verify(network, below(3.0))
+
+
+def test_programs_are_asked_about_one_layer_whatever_its_size() -> None:
+    tight = replace_set(output_bounds(box(), [None, None], [0.51, None]), 0.4)
+    ibp, crown = default_stages()[1:3]
+    small = Exact(most_unstable=0, shallow=5.0)
+    recorder = Recorder()
+    assert isinstance(verify(bump(), tight, stages=(ibp, crown, recorder, small)).verdict, Falsified)
+    assert recorder.asked[0].layers == 1
+    assert Refute(most_shallow=0).skips(recorder.asked[0]) is not None
+    # relu(relu(x0 + x1 - 1.5) - 0.1): both neurons are unstable
+    again = chain(2, (bump().nodes[1].op, 1), (Relu(), 1), (Linear(torch.ones(1, 1), torch.tensor([-0.1])), 1), (Relu(), 1))
+    deeper = Recorder()
+    assert isinstance(verify(again, output_bounds(box(), [None], [0.2]), stages=(ibp, deeper, small)).verdict, Unknown)
+    assert deeper.asked[0].layers == 2
+    assert Refute(most_shallow=0).skips(deeper.asked[0]) is None
