@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Tests run in parallel processes: one thread each. Set before torch and ONNX Runtime start their pools.
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell lets what it starts in the background ignore Ctrl-C, and children inherit that; tests of interrupts need the usual handler.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 
