@@ -7,7 +7,9 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ from verify.attack import Pgd
 from verify.output import Answer, describe
 from verify.refute import Refute
 from verify.run import default_stages, verify
-from verify.spec import Specification, output_bounds
+from verify.spec import Specification, output_bounds, robustness
 from verify.stages import Bound, Exact, Falsify, Options, Query, Tighten
 from verify.verdict import Falsified, Unknown, Verdict, Verified
 from verify.vnnlib import parse_vnnlib
@@ -234,3 +236,15 @@ def test_programs_are_asked_about_one_layer_whatever_its_size() -> None:
     assert isinstance(verify(again, output_bounds(box(), [None], [0.2]), stages=(ibp, deeper, small)).verdict, Unknown)
     assert deeper.asked[0].layers == 2
     assert Refute(most_shallow=0).skips(deeper.asked[0]) is None
+
+
+def test_a_memory_limit_leaves_the_bound_of_what_fits(root: Path) -> None:
+    """One row of CROWN's coefficients does not fit, interval propagation does: unknown, with its bound and the limit named."""
+    network = Network.from_onnx(root / "demo" / "network.onnx")
+    image = torch.from_numpy(np.load(root / "demo" / "images.npz")["images"][0, None] / 255)
+    question = robustness(image, 7, 0.12, norm=math.inf, outputs=10)
+    verdict = verify(network, question, memory_mb=0.01, stages=default_stages()[1:3]).verdict
+    assert isinstance(verdict, Unknown)
+    assert "memory limit" in verdict.reason
+    assert verdict.bound is not None
+    assert -math.inf < verdict.bound < 0
