@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -150,8 +151,23 @@ class Power(Curve):
         return super()._steepness(torch.maximum(lower, upper * 1e-3) if 0 < self.exponent < 1 else lower, upper)
 
 
+class Odd(Curve):
+    """An odd curve, convex below 0 and concave above it."""
+
+    @abstractmethod
+    def steep(self, slope: Tensor) -> Tensor:
+        """About the point x >= 0 where the derivative is `slope`; infinity for slope <= 0."""
+
+    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
+        return split_at(lower, upper, (0.0,), (1, -1))
+
+    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
+        """On the convex side the mirrored point."""
+        return self.steep(slope) * (-torch.as_tensor(piece.bend))
+
+
 @dataclass(frozen=True, eq=False)
-class Erf(Curve):
+class Erf(Odd):
     """The error function 2 / sqrt(pi) * (integral of exp(-t^2) from 0 to x)."""
 
     least, most = -1.0, 1.0
@@ -166,16 +182,12 @@ class Erf(Curve):
         """The rounding of x^2 counts x^2 times."""
         return super().derivative_error(x, derivative * (2 + x * x))
 
-    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
-        return split_at(lower, upper, (0.0,), (1, -1))
-
-    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
-        size = torch.sqrt(-torch.log((slope * (math.sqrt(math.pi) / 2)).clamp(min=0.0, max=1.0)))
-        return size * (-torch.as_tensor(piece.bend))
+    def steep(self, slope: Tensor) -> Tensor:
+        return torch.sqrt(-torch.log((slope * (math.sqrt(math.pi) / 2)).clamp(min=0.0, max=1.0)))
 
 
 @dataclass(frozen=True, eq=False)
-class Atan(Curve):
+class Atan(Odd):
     """The arctangent."""
 
     least, most = -1.5708, 1.5708  # half of pi is 1.570796...
@@ -186,11 +198,8 @@ class Atan(Curve):
     def derivative(self, x: Tensor) -> Tensor:
         return 1 / (1 + x * x)
 
-    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
-        return split_at(lower, upper, (0.0,), (1, -1))
-
-    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
-        return torch.sqrt(1 / slope.clamp(min=0.0, max=1.0) - 1) * (-torch.as_tensor(piece.bend))
+    def steep(self, slope: Tensor) -> Tensor:
+        return torch.sqrt(1 / slope.clamp(min=0.0, max=1.0) - 1)
 
     def float_error(self, x: Interval) -> Tensor:
         """Runtimes use rational approximations with absolute accuracy."""
@@ -198,7 +207,7 @@ class Atan(Curve):
 
 
 @dataclass(frozen=True, eq=False)
-class Softsign(Curve):
+class Softsign(Odd):
     """x / (1 + |x|)."""
 
     least, most = -1.0, 1.0
@@ -209,11 +218,8 @@ class Softsign(Curve):
     def derivative(self, x: Tensor) -> Tensor:
         return 1 / (1 + x.abs()) ** 2
 
-    def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
-        return split_at(lower, upper, (0.0,), (1, -1))
-
-    def critical(self, slope: Tensor, piece: Piece) -> Tensor:
-        return (1 / torch.sqrt(slope.clamp(min=0.0, max=1.0)) - 1) * (-torch.as_tensor(piece.bend))
+    def steep(self, slope: Tensor) -> Tensor:
+        return 1 / torch.sqrt(slope.clamp(min=0.0, max=1.0)) - 1
 
 
 @dataclass(frozen=True, eq=False)
