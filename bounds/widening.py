@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bounds.adam import Adam
 from bounds.engine import BoundEngine
 from bounds.errors import GradientError, TimeLimitError
 from bounds.knobs import Knobs
@@ -359,7 +360,7 @@ def lagrangian_search(problem: Problem, best: Best, first: Tensor, steps: int, s
     knobs, value = problem.knobs, problem.value
     everyone, high = torch.arange(problem.batch), problem.knobs.high()
     zeta = torch.minimum(first, high).sqrt().requires_grad_()
-    optimiser = torch.optim.Adam([zeta], lr=_RATE)
+    adam = Adam([zeta], [_RATE])
     multipliers, penalty = torch.zeros_like(value), 1.0
     for step in range(steps):
         if search.late:
@@ -380,8 +381,7 @@ def lagrangian_search(problem: Problem, best: Best, first: Tensor, steps: int, s
         gap = excess - slack
         loss = -knobs.log_volume(z) * knobs.weight.sum() + (multipliers * gap).sum(1) + penalty / 2 * gap.square().sum(1)
         (gradient,) = torch.autograd.grad(loss.sum(), zeta)
-        zeta.grad = gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1.0)
-        optimiser.step()
+        adam.rise([-gradient / gradient.norm(dim=1, keepdim=True).clamp_min(1.0)])
         with torch.no_grad():
             zeta.clamp_(min=_SMALLEST).copy_(torch.minimum(zeta, high.sqrt()))
         if step % _UPDATE == _UPDATE - 1:
