@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.lines import append_line, read_lines
 from benchmarks.refinement import on_cpu_clock
 from bounds.network import Network
 from milp.distance import Distance
@@ -81,8 +82,7 @@ def _certified(network: Network, x: Tensor, label: int, point: Tensor, choice: s
 
 def read(path: Path) -> dict[tuple[str, int, str, float], dict[str, Any]]:
     """The last line of every network, image, choice and ratio."""
-    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return {(line["network"], line["index"], line["choice"], line["ratio"]): line for line in lines}
+    return {(line["network"], line["index"], line["choice"], line["ratio"]): line for line in read_lines(path)}
 
 
 def report(lines: dict[tuple[str, int, str, float], dict[str, Any]]) -> str:
@@ -139,8 +139,7 @@ def main() -> None:
                 if key in done:
                     continue
                 line = dict(zip(("network", "index", "choice", "ratio"), key, strict=True)) | answer(network, x, label, choice, options)
-                with options.results.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                append_line(options.results, line)
                 sys.stdout.write(json.dumps(line) + "\n")
                 sys.stdout.flush()
 

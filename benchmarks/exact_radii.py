@@ -10,7 +10,6 @@ one stopped. `--report` prints the table of a results file.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.lines import append_line, read_lines
 from bounds.network import Network
 from verify.datasets import load_dataset
 from verify.radius import Limits, Search, certified_radii, certified_radius
@@ -70,14 +70,7 @@ def measure(network: Network, image: Tensor, label: int, case: Case) -> dict[str
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a results file, the last one of every case; a line that was cut off is left out."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[line["norm"], line["index"]] = line
-    return list(found.values())
+    return list({(line["norm"], line["index"]): line for line in read_lines(path)}.values())
 
 
 def report(lines: Sequence[dict[str, Any]]) -> str:
@@ -130,8 +123,7 @@ def main() -> None:
             if (norm, index) in done:
                 continue
             line = measure(network, images[index], int(labels[index]), Case(norm, index, options.seconds))
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(options.out, line)
             print(*line.values(), flush=True)
     print(report(read(options.out)))
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.lines import append_line, read_lines
 from bounds.network import Network
 from verify.datasets import Dataset, load_dataset
 from verify.run import verify
@@ -79,14 +80,7 @@ def known(path: Path) -> dict[int, dict[str, Any]]:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """The lines of a results file, the last one of every image; a line that was cut off is left out."""
-    found: dict[tuple[str, float, int], dict[str, Any]] = {}
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        found[line["network"], line["eps"], line["index"]] = line
-    return list(found.values())
+    return list({(line["network"], line["eps"], line["index"]): line for line in read_lines(path)}.values())
 
 
 def settled(line: dict[str, Any], settings: Settings) -> bool:
@@ -150,8 +144,7 @@ def main() -> None:
         for index in sorted(set(range(options.images)) - done):
             line = {"network": name, "eps": settings.eps, "limit": settings.seconds}
             line |= before[index] if index in before else answer(network, data, index, settings)
-            with options.out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(options.out, line)
             if index not in before:
                 print(*line.values(), flush=True)
     print(report(read(options.out)))

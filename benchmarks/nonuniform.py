@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.lines import append_line, read_lines
 from bounds.crown import Crown, FastLin
 from bounds.engine import BoundEngine
 from bounds.network import Network
@@ -132,11 +133,6 @@ def _widths(regions: LpBall, kept: Tensor, domain: Domain | None) -> Tensor:
     return (box.upper - box.lower)[kept].flatten(1).clamp_min(1e-300).log().mean(1).exp()
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of the results file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def key(line: dict[str, Any]) -> str:
     """What makes a case."""
     return json.dumps([line[name] for name in _KEYS])
@@ -168,17 +164,16 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.report:
-        print(report(read(options.out)))
+        print(report(read_lines(options.out)))
         return
     wanted = list(cases(options.models, options.only)) if options.models else []
     wanted += list(like_for_like(options.like_for_like)) if options.like_for_like else []
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for case, path in wanted:
-        if key(json.loads(json.dumps(asdict(case)))) in {key(line) for line in read(options.out)}:
+        if key(json.loads(json.dumps(asdict(case)))) in {key(line) for line in read_lines(options.out)}:
             continue
         line = measure(case, path, options.data)
-        with options.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(options.out, line)
         print(report([line]).splitlines()[-1], flush=True)
 
 

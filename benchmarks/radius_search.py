@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any, get_args
 
 import torch
 
+from benchmarks.lines import append_line, read_lines
 from bounds.crown import Crown, FastLin
 from bounds.network import Network
 from verify.datasets import load_dataset
@@ -79,10 +79,7 @@ def measure(entry: dict[str, str], options: argparse.Namespace, method: Method) 
 
 def stored(path: Path, count: int) -> dict[tuple[str, str], dict[str, Any]]:
     """What is there already, by model and search."""
-    if not path.exists():
-        return {}
-    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return {(row["file"], row["method"]): row for row in rows if row["count"] == count}
+    return {(row["file"], row["method"]): row for row in read_lines(path) if row["count"] == count}
 
 
 def mean(values: Sequence[float]) -> float:
@@ -153,8 +150,7 @@ def main() -> None:
             if (entry["file"], method) not in done:
                 sys.stderr.write(f"{entry['file']}: {method}\n")
                 done[entry["file"], method] = row = measure(entry, options, method)
-                with options.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_line(options.out, row)
         if all((entry["file"], method) in done for method in METHODS):
             lines.append(line(entry, {method: done[entry["file"], method] for method in METHODS}))
     print("| " + " | ".join(HEADS) + " |\n|" + "---|" * len(HEADS))

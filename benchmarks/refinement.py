@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import json
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.lines import append_line, read_lines
 from bounds.network import Network, Node
 from bounds.ops.affine import Linear
 from bounds.ops.base import Input
@@ -92,8 +92,7 @@ def answer(network: Network, question: Property, method: str, seconds: float) ->
 
 def read(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
     """The last line of every instance and method."""
-    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-    return {(line["instance"], line["method"]): line for line in lines}
+    return {(line["instance"], line["method"]): line for line in read_lines(path)}
 
 
 def report(lines: dict[tuple[str, str], dict[str, Any]]) -> str:
@@ -169,8 +168,7 @@ def main() -> None:
             question = load_property(path, network)
             gc.collect()
             line = {"instance": name, "method": method} | answer(network, question, method, options.seconds)
-            with options.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(options.results, line)
             sys.stdout.write(f"{name:40s} {method:7s} {line['verdict']:10s} {line['cpu_seconds']:7.2f} CPU s  {line['detail'][-60:]}\n")
             sys.stdout.flush()
 

@@ -30,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.lines import append_line, read_lines
 from benchmarks.substitute_networks import train_all
 from bounds.network import Network
 from milp.distance import Distance
@@ -70,7 +71,7 @@ class Run:
     def __init__(self, path: Path, data: Path, out: Path, limits: Limits, count: int) -> None:
         self.name, self.network, self.out, self.limits = path.stem, Network.from_onnx(path), out, limits
         self.anchors = list(anchors(self.network, data, count))
-        self.done = {(line["network"], *key(line)) for line in read(out)}
+        self.done = {(line["network"], *key(line)) for line in read_lines(out)}
 
     def run(self, configurations: Sequence[Pruning]) -> None:
         """Everything that is missing, anchor by anchor."""
@@ -125,8 +126,7 @@ class Run:
         """One line more."""
         line = {"network": self.name} | head | values
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        with self.out.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.out, line)
         print(json.dumps(line), flush=True)
 
 
@@ -176,14 +176,9 @@ def _estimated(found: Estimate, pruning: float, seconds: float) -> dict[str, Any
     return ends | sizes | work | {"delta": found.delta, "certified": found.certified_lower, "d_adv": found.d_adv}
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a results file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
 def report(path: Path) -> None:
     """One row a network and a configuration, as in Table 1."""
-    lines = read(path)
+    lines = read_lines(path)
     exact = {(line["network"], line["index"]): line for line in lines if line["kind"] == "none"}
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for line in lines:
