@@ -11,6 +11,7 @@ Numerics: rigorous. Coefficients are taken as they are computed; what they diffe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,8 @@ from bounds.trace import Planes, ProductPlanes, Trace
 _EXACT = torch.float64
 _CACHED = 2**21
 """Elements of one coefficient tensor on a CPU: larger chunks leave the caches and cost up to half as much again."""
+_WORTH_A_WALK = 2**17
+"""Coefficients that a second walk must promise to save: fewer take no longer than its own overhead."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,12 +204,12 @@ class Walk:
 
 def concretize(view: View, planar: Planar) -> tuple[Tensor, Tensor]:
     """Bounds of the rows' deviations over the regions from below and (for two-sided walks) above, float64, outward; (images, rows)."""
-    region, network = view.region(), view.trace.network
+    region, network = view.trace.region, view.trace.network
     rows = planar.lower.shape[1]
-    fall = region.decrease(planar.A)
+    fall = region.decrease(planar.A, view.images)
     if planar.doubled:
         return less(network, planar.lower, fall[:, :rows]), -less(network, planar.upper, fall[:, rows:])
-    rise = fall if region.symmetric or not planar.two_sided else region.decrease(-planar.A)
+    rise = fall if region.symmetric or not planar.two_sided else region.decrease(-planar.A, view.images)
     return less(network, planar.lower, fall), -less(network, planar.upper, rise)
 
 
@@ -220,10 +223,11 @@ def _accumulated(network: Network) -> float:
     return rounding.gamma(64 + 4 * len(network.nodes), _EXACT)
 
 
-def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int) -> Interval:
+def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, settled: Callable[[Interval], Tensor] | None = None) -> Interval:
     """Intervals of the elements of node `index` selected by `wanted` (B, *shape), the node's propagated interval elsewhere.
 
-    memory: how many elements the coefficient tensors of one chunk may hold at one node. Property: sound. Returns the working type.
+    memory: how many elements the coefficient tensors of one chunk may hold at one node. settled: mask of the elements whose interval need
+    not be tighter than the given one; such an element may keep its propagated lower bound. Property: sound. Returns the working type.
     """
     interval = trace.interval(index)
     best = Interval(interval.lower.flatten(1).clone(), interval.upper.flatten(1).clone())
@@ -231,14 +235,21 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int) -> Interva
     if trace.parallel:
         _bound_both(trace, index, rows, memory, best)
     else:
-        _bound_sides(trace, index, (rows, rows), memory, best)
+        # Activations are flat on the negative side more often than not: an upper bound may say everything about an element.
+        falling = rows & (trace.center[index].flatten(1) < 0)
+        if settled is None or int(falling.sum()) * _widest(trace, index) < _WORTH_A_WALK:
+            _bound_sides(trace, index, (rows, rows), memory, best)
+        else:
+            _bound_sides(trace, index, (rows & ~falling, rows), memory, best)
+            open_ = ~settled(Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape))).flatten(1)
+            _bound_sides(trace, index, (falling & open_, torch.zeros_like(rows)), memory, best)
     return Interval(best.lower.reshape(interval.shape), best.upper.reshape(interval.shape))
 
 
 def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval) -> None:
     """Write both bounds of the wanted elements (B, n) into `best`; for parallel planes, where one walk gives both."""
     center, dtype = trace.center[index].flatten(1), trace.dtype
-    for images, elements, valid in _chunks(wanted, _rows_per_chunk(trace, index, memory, int(wanted.sum()))):
+    for images, elements, valid in _groups(trace, index, wanted, memory):
         trace.check_time()
         floor, ceiling = _walk_elements(_view(trace, images), Rows(index, elements, None))
         base, where = center[images].gather(1, elements), (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
@@ -250,7 +261,7 @@ def _bound_sides(trace: Trace, index: int, sides: tuple[Tensor, Tensor], memory:
     """Write lower bounds of the elements wanted in sides[0] (B, n) and upper bounds of those in sides[1] into `best`."""
     center, dtype, count = trace.center[index].flatten(1), trace.dtype, sides[0].shape[1]
     wanted = torch.cat(sides, dim=1)
-    for images, places, valid in _chunks(wanted, _rows_per_chunk(trace, index, memory, int(wanted.sum()))):
+    for images, places, valid in _groups(trace, index, wanted, memory):
         trace.check_time()
         elements, falls = places % count, places >= count
         sign = torch.where(falls, -1.0, 1.0).to(dtype)
@@ -294,9 +305,14 @@ def _first_coefficients(view: View, rows: Rows) -> dict[int, Tensor]:
     return {rows.start: A.unflatten(2, node.shape)}
 
 
+def _widest(trace: Trace, index: int) -> int:
+    """How many coefficients a row of node `index` holds at the most."""
+    return max(math.prod(node.shape) for node in trace.network.nodes[: index + 1])
+
+
 def _rows_per_chunk(trace: Trace, index: int, memory: int, wanted: int = 0) -> int:
     """How many rows of node `index` are walked at once. wanted: how many there are, if it is known."""
-    widest = max(math.prod(node.shape) for node in trace.network.nodes[: index + 1])
+    widest = _widest(trace, index)
     if widest > memory:
         raise MemoryLimitError(f"one row of coefficients needs {widest} elements, the limit allows {memory}; raise the memory limit")
     most = min(memory, _CACHED) if trace.region.origin.device.type == "cpu" else memory
@@ -305,6 +321,18 @@ def _rows_per_chunk(trace: Trace, index: int, memory: int, wanted: int = 0) -> i
         # Rows that stay patches are small; a step also holds windows of the planes that they meet.
         rows = max(rows, most // (4 * coefficients(View(trace, torch.zeros(1, dtype=torch.long)), index)))
     return rows
+
+
+def _groups(trace: Trace, index: int, wanted: Tensor, memory: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Groups (images, elements, valid) that cover the mask (B, n), each small enough to be walked at once.
+
+    Few rows are one group in which each names its image: copies of the planes cost less there than padding and further groups.
+    """
+    total = int(wanted.sum())
+    if trace.batch > 1 and 2 * total * _widest(trace, index) <= min(memory, _CACHED) and not is_local(trace.network, index):
+        images, elements = wanted.nonzero(as_tuple=True)
+        return [(images, elements.unsqueeze(1), torch.ones_like(elements, dtype=torch.bool).unsqueeze(1))] if total else []
+    return _chunks(wanted, _rows_per_chunk(trace, index, memory, total))
 
 
 def _chunks(wanted: Tensor, rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:

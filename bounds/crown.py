@@ -87,7 +87,8 @@ class LinearEngine:
             found = found.intersect(interval) if partial else found
             trace.narrow(index, found if known is None else found.intersect(known))
             return
-        trace.narrow(index, bound_node(trace, index, unstable(net, index, interval), limit).intersect(interval))
+        found = bound_node(trace, index, unstable(net, index, interval), limit, lambda narrower: _constant(net, index, narrower))
+        trace.narrow(index, found.intersect(interval))
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,17 @@ def unstable(network: Network, index: int, interval: Interval) -> Tensor:
             mask |= op.unstable(interval)
         elif isinstance(op, Bilinear):
             mask |= interval.lower < interval.upper
+    return mask
+
+
+def _constant(network: Network, index: int, interval: Interval) -> Tensor:
+    """Mask of the elements of node `index` on whose interval everything that reads them is a constant."""
+    mask = torch.ones_like(interval.lower, dtype=torch.bool)
+    for user in network.successors[index]:
+        op = network.nodes[user].op
+        if not (isinstance(op, Activation) and op.free and op.piecewise):
+            return torch.zeros_like(mask)
+        mask &= op.interval(interval).width == 0
     return mask
 
 

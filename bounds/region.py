@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -54,9 +54,10 @@ class Region(ABC):
         """Whether every set is its own mirror image about its origin, so that rows and their negatives decrease alike."""
 
     @abstractmethod
-    def decrease(self, A: Tensor) -> Tensor:
+    def decrease(self, A: Tensor, sets: Tensor | None = None) -> Tensor:
         """max over x in the region of <A_r, origin - x> for every row r. A: (B, R, *shape) -> (B, R), float64.
 
+        sets: which set each of the B is, where they are not all of them in order.
         Property: sound, and exact up to rounding for every region, domain included. Numerics: rounded upward.
         """
 
@@ -88,13 +89,24 @@ class Region(ABC):
     def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Random points of the region, (B, count, *shape)."""
 
-    @abstractmethod
     def select(self, indices: Tensor | slice) -> Self:
-        """The sub-batch of the given sets."""
+        """The sub-batch of the given sets, with whatever is known of them already."""
+        chosen = object.__new__(type(self))
+        chosen.__dict__.update({name: _sets(value, indices) for name, value in self.__dict__.items()})
+        return chosen
 
     @abstractmethod
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Region:
         """A region that contains this one and is cheap to use with tensors of `dtype` on `device`."""
+
+
+def _sets(value: Any, indices: Tensor | slice) -> Any:
+    """The given sets' part of a tensor (B, ...), or of what is made of such tensors; anything else as it is."""
+    if isinstance(value, Tensor):
+        return value[indices]
+    if isinstance(value, Interval):
+        return Interval(value.lower[indices], value.upper[indices])
+    return tuple(_sets(one, indices) for one in value) if isinstance(value, tuple) else value
 
 
 def _per_set(value: Tensor | float, like: Tensor) -> Tensor:
@@ -171,8 +183,9 @@ class Box(Region):
         """Half widths around the origin, (B, *shape), rounded upward."""
         return rounding.round_up(self._radius, dtype) if dtype != self.lower.dtype else self._radius
 
-    def decrease(self, A: Tensor) -> Tensor:
-        return rounding.dot_above(A.flatten(2).abs(), self.radius(A.dtype).flatten(1))
+    def decrease(self, A: Tensor, sets: Tensor | None = None) -> Tensor:
+        radius = self.radius(A.dtype).flatten(1)
+        return rounding.dot_above(A.flatten(2).abs(), radius if sets is None else radius[sets])
 
     def decrease_patch(self, patch: Patch) -> Tensor:
         dtype = patch.A.dtype
@@ -190,9 +203,6 @@ class Box(Region):
         low, high = self.lower.unsqueeze(1), self.upper.unsqueeze(1)
         u = torch.rand(self.batch, count, *self.shape, dtype=low.dtype, generator=generator).to(low.device)
         return torch.minimum(torch.maximum(low + u * (high - low), low), high)
-
-    def select(self, indices: Tensor | slice) -> Box:
-        return Box(self.lower[indices], self.upper[indices])
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Box:
         moved = Interval(self.lower.to(device), self.upper.to(device)).to(dtype)
@@ -278,7 +288,9 @@ class LpBall(Region):
         box = self.box()
         return rounding.sum_above(self.center, -box.lower), rounding.sum_above(box.upper, -self.center)
 
-    def decrease(self, A: Tensor) -> Tensor:
+    def decrease(self, A: Tensor, sets: Tensor | None = None) -> Tensor:
+        if sets is not None:
+            return self.select(sets).decrease(A)
         if self.p == math.inf:
             wide, (down, up) = A.to(_EXACT).flatten(2), self._extents
             return rounding.dot_above(wide.clamp(min=0), down.flatten(1)) + rounding.dot_above(-wide.clamp(max=0), up.flatten(1))
@@ -369,10 +381,6 @@ class LpBall(Region):
         radii = torch.rand(self.batch, count, dtype=_EXACT, generator=generator).to(self.center.device)
         scale = (radii / norms.clamp_min(1e-300)).reshape(self.batch, count, *([1] * len(self.shape)))
         return self.project(self.center.unsqueeze(1) + directions * scale * self._eps.unsqueeze(1))
-
-    def select(self, indices: Tensor | slice) -> LpBall:
-        domain = None if self.domain is None else tuple(torch.as_tensor(side)[indices] for side in self.domain)
-        return LpBall(self.center[indices], self._eps[indices], self.p, domain)  # type: ignore[arg-type]
 
     def to(self, dtype: torch.dtype, device: torch.device | str | None = None) -> Region:
         if self.p == math.inf:

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bounds.backward import _chunks, _padded_indices, bound_node, bound_objective, bound_tail
+from bounds import backward
+from bounds.backward import _chunks, _groups, _padded_indices, bound_node, bound_objective, bound_tail
+from bounds.crown import Crown
 from bounds.engine import elements
 from bounds.errors import MemoryLimitError, TimeLimitError, UnsupportedOpError
 from bounds.network import Network
@@ -115,6 +117,49 @@ def test_elements_that_are_not_wanted_keep_their_interval() -> None:
     assert bool((found.lower[wanted] != before.lower[wanted]).all())
     nothing = bound_node(trace, index, torch.zeros_like(wanted), PLENTY)
     assert torch.equal(nothing.lower, before.lower)
+
+
+@pytest.mark.parametrize("name", ["relu", "residual", "convolutional", "max pool", "branches", "sigmoid"])
+def test_lower_bounds_of_elements_that_are_settled_from_above_are_not_asked_for(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second walk changes no bound that an activation could notice, and nothing about the output."""
+    network, engine = ZOO[name], Crown(dtype=torch.float64)
+    region = regions(network, "box")
+    monkeypatch.setattr(backward, "_WORTH_A_WALK", 10**9)
+    once = engine(network, region)
+    monkeypatch.setattr(backward, "_WORTH_A_WALK", 0)
+    twice = engine(network, region)
+    assert torch.allclose(once.objective.lower, twice.objective.lower, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(once.objective.upper, twice.objective.upper, rtol=1e-9, atol=1e-9)
+    for one, two in zip(once.intervals, twice.intervals, strict=True):
+        assert torch.allclose(one.upper, two.upper, rtol=1e-9, atol=1e-9)
+        assert bool(((two.lower - one.lower).abs() <= 1e-9)[one.upper > 0].all())
+
+
+def test_a_settled_element_keeps_its_propagated_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """h = relu(x), k = relu(x + 1) on [-1, 1]. h - k - 0.5 is at most -0.5, so that its lower bound -2.5 by intervals will do;
+    k - h - 1 is at most 1 by its planes, and its lower bound is raised from -2 to -1."""
+    rows = Linear(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]), torch.tensor([-0.5, -1.0]))
+    network = chain((1,), Linear(torch.ones(2, 1), torch.tensor([0.0, 1.0])), Relu(), rows, Relu())
+    monkeypatch.setattr(backward, "_WORTH_A_WALK", 0)
+    hidden = Crown()(network, Box(torch.tensor([[-1.0]]), torch.tensor([[1.0]]))).intervals[3]
+    assert hidden.upper[0].tolist() == pytest.approx([-0.5, 1.0], abs=1e-5)
+    assert hidden.lower[0].tolist() == pytest.approx([-2.5, -1.0], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relu", "branches", "sigmoid"])
+def test_rows_that_name_their_images_are_bounded_as_in_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ZOO[name]
+    trace = swept(network, regions(network, "l2 domain"))
+    index = network.preactivations[-1]
+    wanted = torch.rand(trace.interval(index).shape, generator=torch.Generator().manual_seed(1)) < 0.6
+    (group,) = _groups(trace, index, wanted.flatten(1), PLENTY)
+    assert group[1].shape == (int(wanted.sum()), 1)
+    named = bound_node(trace, index, wanted, PLENTY)
+    monkeypatch.setattr(backward, "_CACHED", 64)
+    assert len(_groups(trace, index, wanted.flatten(1), PLENTY)) > 1
+    grouped = bound_node(trace, index, wanted, PLENTY)
+    assert torch.allclose(named.lower, grouped.lower, rtol=1e-11, atol=1e-11)
+    assert torch.allclose(named.upper, grouped.upper, rtol=1e-11, atol=1e-11)
 
 
 # --------------------------------------------------------------------------------------------------------------------------- chunks
