@@ -190,19 +190,17 @@ def ancestors(network: Network, top: int) -> list[int]:
 class AlphaCrown(LinearEngine):
     """alpha-CROWN. Property: sound, never looser than `Crown` with the same fields. Numerics: outward rounded.
 
-    steps, lr: of the ascent, see `Ascent`. both: optimise upper bounds of the objective as well as lower ones; else the upper ones are
-    CROWN's. hidden: optimise the bounds of hidden nodes too, as long as the walk from a node takes at most `most_hidden` coefficients (rows
-    times numbers that they pass).
+    steps, lr: of the ascent, see `Ascent`. hidden: optimise the bounds of hidden nodes too, as long as the walk from a node takes at most
+    `most_hidden` coefficients (rows times numbers that they pass).
     """
 
     steps: int = 20
     lr: float = 0.1
-    both: bool = True
     hidden: bool = True
     most_hidden: int = 2_000_000
 
     def _objective(self, trace: Trace, C: Tensor, limit: int) -> tuple[LinearBounds, Interval]:
-        linear, found = bound_objective(trace, C, limit)
+        linear, found = bound_objective(trace, C, limit, self.both)
         rows = C.shape[1]
         wanted = torch.cat([C, -C], dim=1) if self.both else C
         top = len(trace.network.nodes) - 1

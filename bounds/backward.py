@@ -371,9 +371,10 @@ def _padded_indices(mask: Tensor, longest: int) -> tuple[Tensor, Tensor]:
     return elements, valid
 
 
-def bound_objective(trace: Trace, objective: Tensor, memory: int) -> tuple[LinearBounds, Interval]:
+def bound_objective(trace: Trace, objective: Tensor, memory: int, both: bool = True) -> tuple[LinearBounds, Interval]:
     """Linear bounds of C f(x) and their concrete interval. objective C: (B, R, *output_shape), exact in the working type.
 
+    both: walk for upper bounds as well; else they are what the interval of f(x) implies, and their planes are constants.
     Property: sound. The interval is float64 and never wider than what the linear bounds imply.
     """
     last = len(trace.network.nodes) - 1
@@ -383,17 +384,31 @@ def bound_objective(trace: Trace, objective: Tensor, memory: int) -> tuple[Linea
     for first in range(0, trace.batch, images_per_chunk):
         images = torch.arange(first, min(first + images_per_chunk, trace.batch), device=objective.device)
         view = View(trace, None if images.numel() == trace.batch else images)
-        pieces = [_objective_chunk(view, last, C) for C in objective[images].split(rows, dim=1)]
+        pieces = [_objective_chunk(view, last, C, both) for C in objective[images].split(rows, dim=1)]
         parts.append((_join_linear([p[0] for p in pieces], 1), _join([p[1] for p in pieces], 1)))
     return _join_linear([p[0] for p in parts], 0), _join([p[1] for p in parts], 0)
 
 
-def _objective_chunk(view: View, last: int, C: Tensor) -> tuple[LinearBounds, Interval]:
+def _objective_chunk(view: View, last: int, C: Tensor, both: bool) -> tuple[LinearBounds, Interval]:
     start = objective_start(view, C)
-    planar = Walk(view, start.pending, -start.fee, -start.fee, two_sided=True).run(last)
+    planar = Walk(view, start.pending, -start.fee, -start.fee, two_sided=both).run(last)
     floor, ceiling = concretize(view, planar)
-    interval = Interval(rounding.below(start.value + floor, start.slack), rounding.above(start.value + ceiling, start.slack))
+    lower = rounding.below(start.value + floor, start.slack)
+    if not both:
+        upper = _largest(view, last, C)
+        A, b = lower_plane(view, planar, start.value, start.slack)
+        return LinearBounds(A, b, torch.zeros_like(A[:1, :1]).expand_as(A), upper), Interval(lower, upper)
+    interval = Interval(lower, rounding.above(start.value + ceiling, start.slack))
     return linear_bounds(view, planar, start.value, start.slack), interval
+
+
+def _largest(view: View, last: int, C: Tensor) -> Tensor:
+    """An upper bound of C f(x) from the interval of f(x) alone, (images, rows) float64."""
+    interval, wide = view.trace.interval(last), C.flatten(2).to(_EXACT)
+    low, high = ((side if view.images is None else side[view.images]).flatten(1).to(_EXACT) for side in (interval.lower, interval.upper))
+    total = torch.bmm(wide.clamp(min=0), high.unsqueeze(-1)) + torch.bmm(wide.clamp(max=0), low.unsqueeze(-1))
+    size = torch.bmm(wide.abs(), torch.maximum(low.abs(), high.abs()).unsqueeze(-1))
+    return rounding.above(total, rounding.gamma(wide.shape[-1] + 4, _EXACT) * size).squeeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -435,22 +450,27 @@ def _element_fee(view: View, rows: Rows) -> Tensor:
 
 def linear_bounds(view: View, planar: Planar, value: Tensor, slack: Tensor) -> LinearBounds:
     """The planes in terms of the input itself: A (x - origin) + constant + value of the centre."""
+    lower_A, lower_b = lower_plane(view, planar, value, slack)
+    upper_A = -planar.A[:, planar.lower.shape[1] :] if planar.doubled else planar.A
+    high, error = _at_zero(view, upper_A, value, slack)
+    upper_b = rounding.above(high - planar.upper, error + _accumulated(view.trace.network) * planar.upper.abs())
+    return LinearBounds(lower_A, lower_b, upper_A, upper_b)
+
+
+def lower_plane(view: View, planar: Planar, value: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """The planes below alone: coefficients and constants."""
+    A = planar.A[:, : planar.lower.shape[1]]
+    low, error = _at_zero(view, A, value, slack)
+    return A, rounding.below(low + planar.lower, error + _accumulated(view.trace.network) * planar.lower.abs())
+
+
+def _at_zero(view: View, A: Tensor, value: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
+    """value - A origin in float64, and what it may be wrong by."""
     origin = view.trace.region.origin
     origin = (origin if view.images is None else origin[view.images]).flatten(1).unsqueeze(-1)
-    rows = planar.lower.shape[1]
-    lower_A, upper_A = (planar.A[:, :rows], -planar.A[:, rows:]) if planar.doubled else (planar.A, planar.A)
-
-    def constant(A: Tensor) -> tuple[Tensor, Tensor]:
-        wide = A.flatten(2).to(_EXACT)
-        shift, size = torch.bmm(wide, origin).squeeze(-1), torch.bmm(wide.abs(), origin.abs()).squeeze(-1)
-        return value - shift, slack + rounding.gamma(wide.shape[-1] + 4, _EXACT) * (size + value.abs())
-
-    low, low_error = constant(lower_A)
-    high, high_error = constant(upper_A)
-    accumulated = _accumulated(view.trace.network)
-    lower_b = rounding.below(low + planar.lower, low_error + accumulated * planar.lower.abs())
-    upper_b = rounding.above(high - planar.upper, high_error + accumulated * planar.upper.abs())
-    return LinearBounds(lower_A, lower_b, upper_A, upper_b)
+    wide = A.flatten(2).to(_EXACT)
+    shift, size = torch.bmm(wide, origin).squeeze(-1), torch.bmm(wide.abs(), origin.abs()).squeeze(-1)
+    return value - shift, slack + rounding.gamma(wide.shape[-1] + 4, _EXACT) * (size + value.abs())
 
 
 def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Interval:

@@ -186,7 +186,9 @@ def largest_region(
     LpBall(centers, 0.0, norm, domain)  # checks both
     sides = None if domain is None else tuple(torch.as_tensor(side, dtype=_EXACT).expand_as(centers) for side in domain)
     calls, images, knobs = torch.zeros(len(centers), dtype=torch.long), torch.arange(len(centers)), goal.knobs(centers, norm, domain)
-    whole = Problem(network, _limited(engine or Crown(), search), objective.to(_EXACT), centers, (norm, sides), knobs, calls, images)
+    whole = Problem(
+        network, _limited(engine or Crown(both=False), search), objective.to(_EXACT), centers, (norm, sides), knobs, calls, images
+    )
     given = None if search.direction is None else _fit("direction", search.direction, tuple(centers.shape[1:])).flatten()
     parts: list[_Found] = []
     for start in range(0, len(centers), search.batch):

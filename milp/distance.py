@@ -213,7 +213,7 @@ class _Search:
         left = self.left()
         if left == 0.0:
             raise TimeLimitError("no time is left for bounds")
-        engine = self.effort.engine or Crown(torch.float64, deadline=None if left is None else time.monotonic() + left)
+        engine = self.effort.engine or Crown(torch.float64, deadline=None if left is None else time.monotonic() + left, both=False)
         proven = min(float(self.lower.min()), radius / 2)
         balls = self.metric.ball(torch.linspace(proven, radius, _RADII + 1, dtype=torch.float64)[1:])
         found = engine(self.network, balls, self.rows)

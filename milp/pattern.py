@@ -35,7 +35,7 @@ def nearest_in_pattern(
     if metric.p == 2.0:
         return None
     exact = network.to(torch.float64, "cpu")
-    found = Crown(torch.float64)(exact, metric.ball(adversary.distance), row.unsqueeze(0))
+    found = Crown(torch.float64, both=False)(exact, metric.ball(adversary.distance), row.unsqueeze(0))
     encoding = encode(
         exact, metric.box(adversary.distance), Halfspaces(row, torch.zeros(1, dtype=torch.float64)), dict(enumerate(found.intervals))
     )

@@ -98,7 +98,7 @@ class Answerer:
         started()
         settings = order.settings
         semantics = read_semantics(settings.semantics)
-        engine = Crown(device=settings.device, semantics=semantics, memory_mb=settings.memory_mb)
+        engine = Crown(device=settings.device, semantics=semantics, memory_mb=settings.memory_mb, both=False)
         search = Search(deadline=None if order.limit_s is None else loaded + order.limit_s)
         found = certified_radii(network, x, torch.tensor([asked.label]), norm=read_norm(asked.norm), engine=engine, search=search)
         spent = {"load": loaded - begin, "bounds": time.monotonic() - loaded, "total": time.monotonic() - begin}

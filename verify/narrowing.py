@@ -54,7 +54,7 @@ def worthwhile(network: Network, metric: Metric, start: Start) -> bool:
     radius = metric.length(start.adversary - metric.center.numpy())
     if not 0.0 < radius < math.inf:
         return False
-    found = Crown()(network, metric.ball(radius))
+    found = Crown(both=False)(network, metric.ball(radius))
     count = 0
     for node in network.nodes:
         if isinstance(node.op, Activation):
@@ -156,7 +156,7 @@ class _Narrowing:
 
 
 def _crown(dtype: torch.dtype, options: Options) -> BoundEngine:
-    return Crown(dtype, memory_mb=options.memory_mb, deadline=options.deadline)
+    return Crown(dtype, memory_mb=options.memory_mb, deadline=options.deadline, both=False)
 
 
 def _alpha(dtype: torch.dtype, options: Options) -> BoundEngine:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bounds.crown import Crown, CrownIbp, FastLin
-from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine
+from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
 from bounds.envelope import certified_radius, uniform_eps
 from bounds.errors import SpecError
 from bounds.ibp import Ibp
@@ -90,7 +90,7 @@ class Prover:
 
             return AlphaCrown(dtype, self.device, self.semantics, self.memory_mb, deadline=self.deadline, both=False)
         linear = {"ibp-planes": IbpPlanes, "fastlin": FastLin, "crown": Crown, "crown-ibp": CrownIbp}[name]
-        return linear(dtype, self.device, self.semantics, self.memory_mb, deadline=self.deadline)
+        return linear(dtype, self.device, self.semantics, self.memory_mb, deadline=self.deadline, both=False)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,15 @@ class _Open:
     A: Tensor
     b: Tensor
     lower: Tensor
+
+
+def _spans(found: Bounds, region: LpBall) -> Tensor:
+    """How far the margins may range, the most over the rows, for scale; (B,)."""
+    if found.linear is None:
+        return found.objective.width.amax(-1).cpu()
+    A, b = found.linear.lower_A.flatten(2), found.linear.lower_b
+    center = torch.bmm(A, region.center.to(A).flatten(1).unsqueeze(-1)).squeeze(-1) + b
+    return 2 * (center - found.objective.lower).amax(-1).cpu()
 
 
 class _Work:
@@ -132,7 +141,7 @@ class _Work:
         region, goal = self.region.select(images), self.goal.select(images)
         found = engine(self.network, region, goal.C)
         self.margins[images] = torch.maximum(self.margins[images], goal.worst(found.objective.lower).cpu())
-        self.widths[images] = found.objective.width.amax(-1).cpu()
+        self.widths[images] = _spans(found, region)
         middle = self.clock()
         if self.wants_radii:
             if found.linear is None:

@@ -209,7 +209,7 @@ def _engine(name: str, limits: Limits, deadline: float | None) -> LinearEngine:
     """A bound engine by name."""
     if name == "alpha":
         return AlphaCrown(device=limits.device, memory_mb=limits.memory_mb, deadline=deadline, both=False)
-    return {"fastlin": FastLin, "crown": Crown}[name](device=limits.device, memory_mb=limits.memory_mb, deadline=deadline)
+    return {"fastlin": FastLin, "crown": Crown}[name](device=limits.device, memory_mb=limits.memory_mb, deadline=deadline, both=False)
 
 
 class _Ends:

@@ -101,7 +101,7 @@ def certified_radii(
         SpecError: labels out of range or a domain that an image leaves. RegionError: an unsupported norm.
     """
     search = search or Search()
-    task = Task(network, images.to(torch.float64), labels, norm, domain, engine or Crown(), search)
+    task = Task(network, images.to(torch.float64), labels, norm, domain, engine or Crown(both=False), search)
     brackets = task.brackets()
     task.run(brackets)
     lower, upper, proven_at = (

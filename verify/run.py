@@ -45,7 +45,7 @@ def _ibp(dtype: torch.dtype, options: Options) -> BoundEngine:
 
 
 def _crown(dtype: torch.dtype, options: Options) -> BoundEngine:
-    return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline)
+    return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, both=False)
 
 
 def _alpha(steps: int) -> Callable[[torch.dtype, Options], BoundEngine]:

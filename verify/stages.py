@@ -293,7 +293,7 @@ class Tighten:
         if self.skips(query) is not None:
             return query
         options = query.options
-        engine = Crown(torch.float64, semantics=options.semantics, memory_mb=options.memory_mb, deadline=options.deadline)
+        engine = Crown(torch.float64, semantics=options.semantics, memory_mb=options.memory_mb, deadline=options.deadline, both=False)
         goal, region = query.goal, query.specification.region
         best = query
 

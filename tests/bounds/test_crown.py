@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bounds import crown
-from bounds.crown import Crown, CrownIbp, FastLin
+from bounds.crown import Crown, CrownIbp, FastLin, LinearEngine
 from bounds.engine import Bounds
 from bounds.errors import DeviceError
 from bounds.ibp import Ibp
@@ -221,3 +221,28 @@ def test_cuda_agrees_with_the_processor() -> None:
             here, there = (Crown(dtype=dtype, device=device)(network, region).objective for device in ("cpu", "cuda"))
             assert torch.allclose(here.lower, there.lower.cpu(), rtol=tolerance, atol=tolerance), name
             assert torch.allclose(here.upper, there.upper.cpu(), rtol=tolerance, atol=tolerance), name
+
+
+@pytest.mark.parametrize("engine", [Crown, FastLin, CrownIbp])
+def test_bounds_from_below_alone(engine: type[LinearEngine]) -> None:
+    """The lower side is the same; the upper one is what the output's interval implies, with planes that say no more."""
+    for name in ("relu", "residual", "max pool", "sigmoid"):
+        network = ZOO[name]
+        region = regions(network, "l2 domain")
+        C = torch.randint(-2, 3, (3, 4, network.outputs), generator=torch.Generator().manual_seed(0)).double()
+        two, one = (engine(torch.float64, both=both)(network, region, C) for both in (True, False))
+        assert torch.allclose(one.objective.lower, two.objective.lower, rtol=1e-11, atol=1e-11)
+        assert one.linear is not None
+        assert two.linear is not None
+        assert torch.allclose(one.linear.lower_A, two.linear.lower_A, rtol=1e-9, atol=1e-9)
+        assert torch.allclose(one.linear.lower_b, two.linear.lower_b, rtol=1e-9, atol=1e-9)
+        low, high = (side.flatten(1).unsqueeze(-1) for side in (one.intervals[-1].lower, one.intervals[-1].upper))
+        implied = (C.clamp(min=0) @ high + C.clamp(max=0) @ low).squeeze(-1)
+        assert bool((one.objective.upper >= implied).all())
+        assert torch.allclose(one.objective.upper, implied, rtol=1e-11, atol=1e-11)
+        planes = one.linear.concretize(region)
+        assert torch.allclose(planes.upper, implied, rtol=1e-11, atol=1e-11)
+        x = region.sample(50, torch.Generator().manual_seed(1))
+        values = torch.einsum("brc,bsc->bsr", C, network.to(torch.float64)(x.flatten(0, 1)).reshape(3, 50, -1))
+        assert bool((values <= one.objective.upper.unsqueeze(1)).all())
+        assert bool((values >= one.objective.lower.unsqueeze(1)).all())
