@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from verify.exits import ERROR, INTERRUPTED, VERIFIED
+from verify.startup import quick_exit, quick_imports
 
 app = typer.Typer(
     name="ringfence",
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         else:
             _complain(message)
         code = ERROR
+    quick_exit()
     sys.exit(code)
 
 
@@ -132,8 +134,9 @@ def verify(  # noqa: PLR0913 - one argument an option
 ) -> int:
     """Answer a question: verified, falsified or unknown."""
     start = time.monotonic()
-    from verify.command import Run, Settings, choose, read_effort, read_semantics, second_solver
-    from verify.questions import read_memory
+    with quick_imports():
+        from verify.command import Run, Settings, choose, read_effort, read_semantics, second_solver
+        from verify.questions import read_memory
 
     source = choose(spec, dataset, data_dir, index, norm, eps)
     second = second_solver() if confirm else None
@@ -165,10 +168,11 @@ def evaluate(  # noqa: PLR0913 - one argument an option
 ) -> int:
     """Measure a model on a data set: clean, under attack, certified."""
     start = time.monotonic()
-    from verify.command import read_semantics
-    from verify.evaluate import Limits, Settings
-    from verify.evaluation_command import Command, Job
-    from verify.questions import read_memory, read_norm
+    with quick_imports():
+        from verify.command import read_semantics
+        from verify.evaluate import Limits, Settings
+        from verify.evaluation_command import Command, Job
+        from verify.questions import read_memory, read_norm
 
     chosen = tuple(name.strip() for name in methods.split(",") if name.strip())
     settings = Settings(eps, read_norm(norm), clip, chosen, seed=seed, semantics=read_semantics(semantics))
@@ -223,11 +227,12 @@ def bench(  # noqa: PLR0913 - one argument an option
     seed: Seed = 0,
 ) -> int:
     """Ask many questions: durable results, several workers. Exit code 4: a verdict contradicts what is expected."""
-    from verify.bench_command import Bench, Wanted, choose_engine, choose_out, read_normalisation, read_numbers, read_retry
-    from verify.command import read_semantics
-    from verify.questions import read_memory
-    from verify.sweep import Sweep
-    from verify.tasks import Settings
+    with quick_imports():
+        from verify.bench_command import Bench, Wanted, choose_engine, choose_out, read_normalisation, read_numbers, read_retry
+        from verify.command import read_semantics
+        from verify.questions import read_memory
+        from verify.sweep import Sweep
+        from verify.tasks import Settings
 
     normalisation, radii = read_normalisation(mean, std), read_numbers(eps, "--eps")
     chosen_families, models = tuple(family or ()), tuple(model or ())
@@ -258,7 +263,8 @@ def report(  # noqa: PLR0913 - one argument an option
     seed: HiddenSeed = 0,
 ) -> int:
     """Show the results of a sweep: as text, as a page, as a table."""
-    from verify.report_command import Report
+    with quick_imports():
+        from verify.report_command import Report
 
     return Report(results, against, configuration, _print, as_json, html, csv).run()
 
@@ -287,8 +293,9 @@ def region(  # noqa: PLR0913 - one argument an option
     seed: HiddenSeed = 0,
 ) -> int:
     """Find the largest region around an image, one eps a pixel, in which its class is proven."""
-    from verify.questions import read_memory, read_norm
-    from verify.region_command import Command, Question, Settings
+    with quick_imports():
+        from verify.questions import read_memory, read_norm
+        from verify.region_command import Command, Question, Settings
 
     question = Question(dataset, data_dir, index, read_norm(norm), clip, free, least, most)
     settings = Settings(engine, method, learn, timeout, device, read_memory(memory_limit), threads)
@@ -324,10 +331,11 @@ def radius(  # noqa: PLR0913 - one argument an option
     seed: Seed = 0,
 ) -> int:
     """Measure how far images can move before their class may change: a certified end and an adversary's."""
-    from verify.minimal import MinimalNorm
-    from verify.questions import choose_index, read_memory, read_norm
-    from verify.radius import Limits
-    from verify.radius_command import Command, Picture, Question
+    with quick_imports():
+        from verify.minimal import MinimalNorm
+        from verify.questions import choose_index, read_memory, read_norm
+        from verify.radius import Limits
+        from verify.radius_command import Command, Picture, Question
 
     chosen = choose_index(index, curve)
     question = Question(dataset, data_dir, chosen, read_norm(norm), method, tol, eps_max, clip)
@@ -368,9 +376,10 @@ def substitute(  # noqa: PLR0913 - one argument an option
     seed: Seed = 0,
 ) -> int:
     """Estimate how far the nearest adversary is, on a network with few activations left; certified ends beside it."""
-    from verify.pruning import read_pruning
-    from verify.questions import read_memory, read_norm
-    from verify.substitute_command import Command, Question, Settings
+    with quick_imports():
+        from verify.pruning import read_pruning
+        from verify.questions import read_memory, read_norm
+        from verify.substitute_command import Command, Question, Settings
 
     question = Question(dataset, data_dir, index, at, read_norm(norm), clip)
     pruning = read_pruning(kind, ratio, step, bounds, first_layer=first_layer, stable_first=stable_first, order=order)
@@ -388,8 +397,9 @@ def inspect(
     seed: HiddenSeed = 0,
 ) -> int:
     """Show what a network is made of and how it is handled."""
-    from verify.document import to_json
-    from verify.layers import inventory
+    with quick_imports():
+        from verify.document import to_json
+        from verify.layers import inventory
 
     found = inventory(model)
     _print(to_json(found.document()) if as_json else str(found))

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bounds.errors import RingfenceError, SpecError
+from verify.startup import quick_exit, quick_imports
 from verify.witness import vnncomp_text, write_atomically
 
 MARGIN_S = 1.0
@@ -28,12 +29,13 @@ def result_of(model: Path, spec: Path, deadline: float) -> str:
     Raises:
         RingfenceError: the network or the question cannot be used.
     """
-    import torch
+    with quick_imports():
+        import torch
 
-    from bounds.network import Network
-    from verify.run import verify
-    from verify.verdict import Falsified, Verified
-    from verify.vnnlib import load_property
+        from bounds.network import Network
+        from verify.run import verify
+        from verify.verdict import Falsified, Verified
+        from verify.vnnlib import load_property
 
     torch.set_num_threads(1)
     network = Network.from_onnx(model)
@@ -67,8 +69,9 @@ def run(model: Path, spec: Path, result: Path, seconds: float, start: float) -> 
 
 def prepare(model: Path, spec: Path) -> int:
     """Whether an instance can be asked: 0, or 1 with one line on stderr. Nothing is kept between this and the run."""
-    from bounds.network import Network
-    from verify.vnnlib import load_property
+    with quick_imports():
+        from bounds.network import Network
+        from verify.vnnlib import load_property
 
     try:
         load_property(spec, Network.from_onnx(model))
@@ -99,7 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        status = main()
     except RingfenceError as error:
         sys.stderr.write(f"ringfence: {error}\n")
-        sys.exit(1)
+        status = 1
+    quick_exit()
+    sys.exit(status)

@@ -15,6 +15,7 @@ from multiprocessing.process import BaseProcess
 
 from verify.records import Outcome
 from verify.resources import Meter
+from verify.startup import quick_imports
 from verify.tasks import Answer, MakeAnswer, Order
 
 READY, TAKEN, STARTED = "ready", "taken", "started"
@@ -27,7 +28,8 @@ def serve(connection: Connection, make: MakeAnswer, log: str, driver: int) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(driver)
     _redirect(log)
-    answer = make()
+    with quick_imports():
+        answer = make()
     connection.send(READY)
     with contextlib.suppress(EOFError, OSError):
         while True:
