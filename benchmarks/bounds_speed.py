@@ -104,7 +104,7 @@ def switch_rigour_off() -> None:
 
     rounding.gamma = lambda terms, dtype: 0.0
     rounding.underflow = lambda terms, dtype: 0.0
-    rounding.dot = lambda A, v, ranges: torch.bmm(A, v.unsqueeze(-1)).squeeze(-1).double()
+    rounding.dot = lambda A, v, ranges: rounding.matvec(A, v).double()
     backward.Walk._pay = lambda self, index, flat, negative: None  # type: ignore[method-assign]
     local._payment = lambda A, charge: charge.new_zeros(())
 

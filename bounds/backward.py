@@ -196,8 +196,8 @@ class Walk:
 
     def _pay(self, index: int, flat: Tensor, negative: Tensor) -> None:
         """Subtract <|A|, charge>, as <A, charge> - 2 <min(A, 0), charge>."""
-        charge = self.view.charge(index).flatten(1).unsqueeze(-1)
-        total = (torch.bmm(flat, charge) - 2 * torch.bmm(negative, charge)).squeeze(-1).to(_EXACT) * rounding.SAFETY
+        charge = self.view.charge(index).flatten(1)
+        total = (rounding.matvec(flat, charge) - 2 * rounding.matvec(negative, charge)).to(_EXACT) * rounding.SAFETY
         self.lower = self.lower - total[:, : self.rows]
         self.upper = self.upper - (total[:, self.rows :] if self.doubled else total)
 
@@ -406,9 +406,9 @@ def _largest(view: View, last: int, C: Tensor) -> Tensor:
     """An upper bound of C f(x) from the interval of f(x) alone, (images, rows) float64."""
     interval, wide = view.trace.interval(last), C.flatten(2).to(_EXACT)
     low, high = ((side if view.images is None else side[view.images]).flatten(1).to(_EXACT) for side in (interval.lower, interval.upper))
-    total = torch.bmm(wide.clamp(min=0), high.unsqueeze(-1)) + torch.bmm(wide.clamp(max=0), low.unsqueeze(-1))
-    size = torch.bmm(wide.abs(), torch.maximum(low.abs(), high.abs()).unsqueeze(-1))
-    return rounding.above(total, rounding.gamma(wide.shape[-1] + 4, _EXACT) * size).squeeze(-1)
+    total = rounding.matvec(wide.clamp(min=0), high) + rounding.matvec(wide.clamp(max=0), low)
+    size = rounding.matvec(wide.abs(), torch.maximum(low.abs(), high.abs()))
+    return rounding.above(total, rounding.gamma(wide.shape[-1] + 4, _EXACT) * size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -426,12 +426,11 @@ def objective_start(view: View, C: Tensor) -> Start:
     """The rows C f(x). C: (images, rows, *output_shape)."""
     last = len(view.trace.network.nodes) - 1
     flat = C.flatten(2)
-    charge = view.charge(last).flatten(1).unsqueeze(-1)
-    fee = torch.bmm(flat.abs(), charge).squeeze(-1).to(_EXACT) * rounding.SAFETY
+    fee = rounding.matvec(flat.abs(), view.charge(last).flatten(1)).to(_EXACT) * rounding.SAFETY
     fee = fee + view.underflow().unsqueeze(1) * (1 + flat.abs().amax(-1))
     center = view.trace.center[last]
-    middle = (center if view.images is None else center[view.images]).flatten(1).unsqueeze(-1)
-    value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
+    middle = (center if view.images is None else center[view.images]).flatten(1)
+    value, size = rounding.matvec(flat.to(_EXACT), middle), rounding.matvec(flat.abs().to(_EXACT), middle.abs())
     return Start({last: C.clone()}, fee, value, rounding.gamma(flat.shape[-1] + 2, _EXACT) * size)
 
 
@@ -467,9 +466,9 @@ def lower_plane(view: View, planar: Planar, value: Tensor, slack: Tensor) -> tup
 def _at_zero(view: View, A: Tensor, value: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
     """value - A origin in float64, and what it may be wrong by."""
     origin = view.trace.region.origin
-    origin = (origin if view.images is None else origin[view.images]).flatten(1).unsqueeze(-1)
+    origin = (origin if view.images is None else origin[view.images]).flatten(1)
     wide = A.flatten(2).to(_EXACT)
-    shift, size = torch.bmm(wide, origin).squeeze(-1), torch.bmm(wide.abs(), origin.abs()).squeeze(-1)
+    shift, size = rounding.matvec(wide, origin), rounding.matvec(wide.abs(), origin.abs())
     return value - shift, slack + rounding.gamma(wide.shape[-1] + 4, _EXACT) * (size + value.abs())
 
 
@@ -480,7 +479,7 @@ def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Inte
     """
     last = len(trace.network.nodes) - 1
     flat = objective.flatten(2)
-    fee = torch.bmm(flat.abs(), trace.charge[last].flatten(1).unsqueeze(-1)).squeeze(-1)
+    fee = rounding.matvec(flat.abs(), trace.charge[last].flatten(1))
     nothing = torch.zeros_like(fee, dtype=_EXACT)
     walk = Walk(View(trace, None), {last: objective.clone()}, nothing, nothing, two_sided=True)
     frontier = walk.run_to_frontier(last, stop)
@@ -489,8 +488,8 @@ def bound_tail(trace: Trace, objective: Tensor, stop: int | None = None) -> Inte
     for index, A in frontier.items():
         down, up = _spread(trace, index, A)
         fall, rise = fall + down, rise + up
-    middle = trace.center[last].flatten(1).unsqueeze(-1)
-    value, size = torch.bmm(flat.to(_EXACT), middle).squeeze(-1), torch.bmm(flat.abs().to(_EXACT), middle.abs()).squeeze(-1)
+    middle = trace.center[last].flatten(1)
+    value, size = rounding.matvec(flat.to(_EXACT), middle), rounding.matvec(flat.abs().to(_EXACT), middle.abs())
     slack = rounding.gamma(flat.shape[-1] + 8, _EXACT) * (size + fall + rise) + trace.underflow.unsqueeze(1) * (1 + flat.abs().amax(-1))
     error = fee.to(_EXACT) * rounding.SAFETY + slack
     return Interval(rounding.below(value, fall + error), rounding.above(value, rise + error))

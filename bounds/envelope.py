@@ -159,7 +159,7 @@ class _Seen:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """sum over the last axis of a b, (T, n) -> (T,)."""
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
+    return (a * b).sum(-1)
 
 
 def _sides(ball: LpBall) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ def _outside(value: Tensor, A: Tensor, ball: LpBall, p: float) -> Tensor:
 def _values(planes: LinearBounds, ball: LpBall) -> tuple[Tensor, Tensor]:
     """A x + b at the centres, (B, rows), and A flattened, (B, rows, n), in float64."""
     A = planes.lower_A.to(_EXACT).flatten(2)
-    value = torch.bmm(A, ball.center.flatten(1).unsqueeze(-1)).squeeze(-1) + planes.lower_b
+    value = rounding.matvec(A, ball.center.flatten(1)) + planes.lower_b
     if not bool(torch.isfinite(value).all()):
         raise NumericsError(_NOT_FINITE)
     return value, A

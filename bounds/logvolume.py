@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bounds import rounding
+
 _TINY = 1e-300
 _BARRIER = 0.1
 """Weight of the first barrier, as a share of the total weight a row; it falls by `_FALL` with every Newton step that was long enough."""
@@ -29,7 +31,7 @@ def largest_log_volume(c: Tensor, h: Tensor, weight: Tensor, low: Tensor, high: 
     barrier, factor, before = _BARRIER * unit, torch.full_like(unit, _LARGEST), torch.zeros_like(multipliers)
     for _ in range(rounds):
         u, free = _best(c, multipliers, weight, low, high)
-        gradient = h - torch.bmm(c, u.unsqueeze(-1)).squeeze(-1) - barrier / multipliers
+        gradient = h - rounding.matvec(c, u) - barrier / multipliers
         bend = torch.where(free, u * u / weight.clamp_min(_TINY), 0.0)
         curvature = torch.bmm(c * bend.unsqueeze(1), c.transpose(1, 2))
         curvature = curvature + torch.diag_embed(barrier / multipliers.square() + 1e-12 / unit)

@@ -71,8 +71,7 @@ class Region(ABC):
         Property: sound, and exact up to rounding. Numerics: rounded downward.
         """
         wide, center = A.to(_EXACT).flatten(2), self.origin.flatten(1)
-        (value,) = _matvec(wide, center)
-        (total,) = _matvec(wide.abs(), center.abs())
+        value, total = rounding.matvec(wide, center), rounding.matvec(wide.abs(), center.abs())
         terms = wide.shape[-1] + 2
         error = rounding.gamma(terms, _EXACT) * total + rounding.underflow(terms, _EXACT)
         return rounding.below(rounding.below(value, error) - self.decrease(A))
@@ -124,12 +123,6 @@ def _clamp(x: Tensor, box: Interval) -> Tensor:
     """x (B, S, *shape) moved into the box, whose bounds are rounded inward to the type of x (upper bounds where that leaves no number)."""
     low, high = box.lower.unsqueeze(1), box.upper.unsqueeze(1)
     return torch.clamp(x, rounding.round_up(low, x.dtype), rounding.round_down(high, x.dtype))
-
-
-def _matvec(A: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
-    """<A_r, v> for several v at once. A: (B, R, n), each v: (B, n) -> (B, R) each."""
-    stacked = torch.stack(columns, dim=-1)
-    return tuple(torch.bmm(A, stacked).unbind(-1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,11 +159,21 @@ def segments(v: Tensor) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts, stops[: len(starts)], strict=True))
 
 
+def matvec(A: Tensor, v: Tensor) -> Tensor:
+    """<A_r, v> in the tensors' type, by sums of products in some order. A: (B, R, n), v: (B, n) -> (B, R).
+
+    The vector stands on the left: on a CPU torch's batched product of matrices with columns takes five to fifteen times as long.
+    """
+    if A.shape[1] == 1:
+        return (A * v.unsqueeze(1)).sum(-1)
+    return torch.bmm(v.unsqueeze(1), A.transpose(1, 2)).squeeze(1)
+
+
 def dot(A: Tensor, v: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """<A_r, v> in float64. A: (B, R, n), v: (B, n), ranges = segments(v). The relative error against <|A_r|, |v|> is `dot_error`."""
     total = A.new_zeros(A.shape[:2], dtype=torch.float64)
     for start, stop in ranges:
-        total += torch.bmm(A[:, :, start:stop], v[:, start:stop].unsqueeze(-1)).squeeze(-1)
+        total += matvec(A[:, :, start:stop], v[:, start:stop])
     return total
 
 

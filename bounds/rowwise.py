@@ -115,7 +115,7 @@ class RowWalk(Walk):
 
     def _share(self, flat: Tensor, planes: RowPlanes) -> None:
         """The other columns: their planes are stable, what is left is rounding."""
-        paid = torch.bmm(flat.abs(), planes.shared_charge.unsqueeze(-1)).squeeze(-1).to(_EXACT) * rounding.SAFETY
+        paid = rounding.matvec(flat.abs(), planes.shared_charge).to(_EXACT) * rounding.SAFETY
         slack = 1 + rounding.dot_error(flat.dtype, flat.shape[-1])
         self.lower = self.lower - paid + slack * rounding.dot(flat.clamp(max=0), planes.shared.gap.flatten(1), planes.shared.segments)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from bounds import rounding
 from bounds.adam import Adam
 from bounds.engine import BoundEngine
 from bounds.errors import GradientError, TimeLimitError
@@ -84,7 +85,7 @@ class Problem:
     def value(self) -> Tensor:
         """The rows at the centres, (B, R) float64, rounded to nearest."""
         output = self.network.to(_EXACT)(self.centers).flatten(1).detach()
-        return torch.bmm(self.objective, output.unsqueeze(-1)).squeeze(-1)
+        return rounding.matvec(self.objective, output)
 
     def select(self, images: Tensor | slice) -> Problem:
         """The problem of some images."""

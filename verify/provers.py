@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bounds import rounding
 from bounds.crown import Crown, CrownIbp, FastLin
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
 from bounds.envelope import certified_radius, uniform_eps
@@ -108,7 +109,7 @@ def _spans(found: Bounds, region: LpBall) -> Tensor:
     if found.linear is None:
         return found.objective.width.amax(-1).cpu()
     A, b = found.linear.lower_A.flatten(2), found.linear.lower_b
-    center = torch.bmm(A, region.center.to(A).flatten(1).unsqueeze(-1)).squeeze(-1) + b
+    center = rounding.matvec(A, region.center.to(A).flatten(1)) + b
     return 2 * (center - found.objective.lower).amax(-1).cpu()
 
 
