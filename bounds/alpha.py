@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.adam import Adam
-from bounds.backward import Planar, Start, View, bound_objective, concretize, element_start, linear_bounds, objective_start
+from bounds.backward import Planar, Start, bound_objective, concretize, element_start, linear_bounds, objective_start
 from bounds.crown import LinearEngine, unstable
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
@@ -27,6 +27,7 @@ from bounds.network import Network
 from bounds.ops.base import Activation, product
 from bounds.rowwise import Freedom, RowView, RowWalk, Split, unstable_columns
 from bounds.trace import Trace
+from bounds.view import View
 
 _EXACT = torch.float64
 COPIES = 14

@@ -18,62 +18,20 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
-from bounds.errors import MemoryLimitError, UnsupportedOpError
+from bounds.groups import row_groups, row_size, rows_per_group
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
-from bounds.local import LocalWalk, Rows, coefficients, is_local
+from bounds.local import LocalWalk, Rows, is_local
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input
 from bounds.ops.bilinear import Bilinear
-from bounds.region import Box, Region
+from bounds.region import Box
 from bounds.trace import Planes, ProductPlanes, Trace
+from bounds.view import View
 
 _EXACT = torch.float64
-_CACHED = 2**21
-"""Elements of one coefficient tensor on a CPU: larger chunks leave the caches and cost up to half as much again."""
 _WORTH_A_WALK = 2**17
 """Coefficients that a second walk must promise to save: fewer take no longer than its own overhead."""
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """The planes and charges of a trace, restricted to some of its regions."""
-
-    trace: Trace
-    images: Tensor | None
-
-    def planes(self, index: int) -> Planes:
-        """The planes of activation `index`."""
-        planes = self.trace.planes.get(index)
-        if planes is None:
-            raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
-        if self.images is None:
-            return planes
-        slope, step, gap = planes.slope[self.images], planes.step[self.images], planes.gap[self.images]
-        return Planes(slope, step, gap, planes.segments, planes.parallel)
-
-    def products(self, index: int) -> ProductPlanes:
-        """The planes of bilinear node `index`."""
-        planes = self.trace.products.get(index)
-        if planes is None:
-            raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
-        if self.images is None:
-            return planes
-        lower, upper = ((pair[0][self.images], pair[1][self.images]) for pair in (planes.lower, planes.upper))
-        return ProductPlanes(lower, upper, planes.gap[self.images], planes.segments, planes.parallel)
-
-    def region(self) -> Region:
-        """The regions."""
-        return self.trace.region if self.images is None else self.trace.region.select(self.images)
-
-    def underflow(self) -> Tensor:
-        """The trace's allowance for underflow, (images,)."""
-        return self.trace.underflow if self.images is None else self.trace.underflow[self.images]
-
-    def charge(self, index: int) -> Tensor:
-        """The charge of node `index`, (images, *shape)."""
-        charge = self.trace.charge[index]
-        return charge if self.images is None else charge[self.images]
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +195,7 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, settled: C
     else:
         # Activations are flat on the negative side more often than not: an upper bound may say everything about an element.
         falling = rows & (trace.center[index].flatten(1) < 0)
-        if settled is None or int(falling.sum()) * _widest(trace, index) < _WORTH_A_WALK:
+        if settled is None or int(falling.sum()) * row_size(trace, index) < _WORTH_A_WALK:
             _bound_sides(trace, index, (rows, rows), memory, best)
         else:
             _bound_sides(trace, index, (rows & ~falling, rows), memory, best)
@@ -249,7 +207,7 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, settled: C
 def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval) -> None:
     """Write both bounds of the wanted elements (B, n) into `best`; for parallel planes, where one walk gives both."""
     center, dtype = trace.center[index].flatten(1), trace.dtype
-    for images, elements, valid in _groups(trace, index, wanted, memory):
+    for images, elements, valid in row_groups(trace, index, wanted, memory):
         trace.check_time()
         floor, ceiling = _walk_elements(_view(trace, images), Rows(index, elements, None))
         base, where = center[images].gather(1, elements), (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
@@ -261,7 +219,7 @@ def _bound_sides(trace: Trace, index: int, sides: tuple[Tensor, Tensor], memory:
     """Write lower bounds of the elements wanted in sides[0] (B, n) and upper bounds of those in sides[1] into `best`."""
     center, dtype, count = trace.center[index].flatten(1), trace.dtype, sides[0].shape[1]
     wanted = torch.cat(sides, dim=1)
-    for images, places, valid in _groups(trace, index, wanted, memory):
+    for images, places, valid in row_groups(trace, index, wanted, memory):
         trace.check_time()
         elements, falls = places % count, places >= count
         sign = torch.where(falls, -1.0, 1.0).to(dtype)
@@ -305,72 +263,6 @@ def _first_coefficients(view: View, rows: Rows) -> dict[int, Tensor]:
     return {rows.start: A.unflatten(2, node.shape)}
 
 
-def _widest(trace: Trace, index: int) -> int:
-    """How many coefficients a row of node `index` holds at the most."""
-    return max(math.prod(node.shape) for node in trace.network.nodes[: index + 1])
-
-
-def _rows_per_chunk(trace: Trace, index: int, memory: int, wanted: int = 0) -> int:
-    """How many rows of node `index` are walked at once. wanted: how many there are, if it is known."""
-    widest = _widest(trace, index)
-    if widest > memory:
-        raise MemoryLimitError(f"one row of coefficients needs {widest} elements, the limit allows {memory}; raise the memory limit")
-    most = min(memory, _CACHED) if trace.region.origin.device.type == "cpu" else memory
-    rows = max(1, most // (2 * widest))
-    if wanted > rows and is_local(trace.network, index):
-        # Rows that stay patches are small; a step also holds windows of the planes that they meet.
-        rows = max(rows, most // (4 * coefficients(View(trace, torch.zeros(1, dtype=torch.long)), index)))
-    return rows
-
-
-def _groups(trace: Trace, index: int, wanted: Tensor, memory: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Groups (images, elements, valid) that cover the mask (B, n), each small enough to be walked at once.
-
-    Few rows are one group in which each names its image: copies of the planes cost less there than padding and further groups.
-    """
-    total = int(wanted.sum())
-    if trace.batch > 1 and 2 * total * _widest(trace, index) <= min(memory, _CACHED) and not is_local(trace.network, index):
-        images, elements = wanted.nonzero(as_tuple=True)
-        return [(images, elements.unsqueeze(1), torch.ones_like(elements, dtype=torch.bool).unsqueeze(1))] if total else []
-    return _chunks(wanted, _rows_per_chunk(trace, index, memory, total))
-
-
-def _chunks(wanted: Tensor, rows: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Groups (images, elements, valid) that cover the mask (B, n) with at most about `rows` rows each.
-
-    Images with similar counts share a group and are padded to the longest (by repeating element 0, valid False).
-    """
-    counts = wanted.sum(1)
-    order = torch.argsort(counts, descending=True).tolist()
-    sizes = counts.tolist()
-    groups: list[tuple[Tensor, Tensor, Tensor]] = []
-    position = 0
-    while position < len(order) and sizes[order[position]] > 0:
-        longest = sizes[order[position]]
-        fit = max(1, rows // longest)
-        members = [i for i in order[position : position + fit] if sizes[i] > 0.7 * longest or longest <= 8]
-        members = [i for i in members if sizes[i] > 0]
-        position += len(members)
-        images = torch.tensor(members, device=wanted.device)
-        elements, valid = _padded_indices(wanted[images], longest)
-        for start in range(0, longest, rows):
-            groups.append((images, elements[:, start : start + rows], valid[:, start : start + rows]))
-    return groups
-
-
-def _padded_indices(mask: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """The positions of the True entries of each row of `mask` (B, n), padded to (B, longest), and which of them are real."""
-    row, column = mask.nonzero(as_tuple=True)
-    if mask.shape[0] == 1:
-        return column.unsqueeze(0), torch.ones_like(column, dtype=torch.bool).unsqueeze(0)
-    rank = torch.arange(row.numel(), device=mask.device) - torch.searchsorted(row, row)
-    elements = torch.zeros(mask.shape[0], longest, dtype=torch.long, device=mask.device)
-    valid = torch.zeros_like(elements, dtype=torch.bool)
-    elements[row, rank] = column
-    valid[row, rank] = True
-    return elements, valid
-
-
 def bound_objective(trace: Trace, objective: Tensor, memory: int, both: bool = True) -> tuple[LinearBounds, Interval]:
     """Linear bounds of C f(x) and their concrete interval. objective C: (B, R, *output_shape), exact in the working type.
 
@@ -378,7 +270,7 @@ def bound_objective(trace: Trace, objective: Tensor, memory: int, both: bool = T
     Property: sound. The interval is float64 and never wider than what the linear bounds imply.
     """
     last = len(trace.network.nodes) - 1
-    rows = _rows_per_chunk(trace, last, memory)
+    rows = rows_per_group(trace, last, memory)
     images_per_chunk = max(1, rows // max(1, objective.shape[1]))
     parts: list[tuple[LinearBounds, Interval]] = []
     for first in range(0, trace.batch, images_per_chunk):

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.alpha import COPIES, Alphas, Ascent, Betas, Measure, RowProblem, neurons
-from bounds.backward import View, objective_start
+from bounds.backward import objective_start
 from bounds.crown import unstable
 from bounds.interval import Interval
 from bounds.rowwise import Split
 from bounds.trace import Trace
+from bounds.view import View
 
 _EXACT = torch.float64
 _GRID = (-3.0, -2.0, -1.0, 0.0, 1.0, 2.0, 3.0, 4.0)

@@ -18,8 +18,8 @@ from bounds.ops.base import Activation, Affine, Input
 from bounds.patch import Patch, as_map
 
 if TYPE_CHECKING:
-    from bounds.backward import View
     from bounds.network import Network
+    from bounds.view import View
 
 _EXACT = torch.float64
 _LARGEST_SHARE = 0.6

@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
-from bounds.backward import View, Walk
+from bounds.backward import Walk
 from bounds.errors import UnsupportedOpError
 from bounds.interval import Interval
 from bounds.ops.base import Activation, Affine
 from bounds.trace import Planes, Trace
+from bounds.view import View
 
 _EXACT = torch.float64
 _ROOM = 1e-3

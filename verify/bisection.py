@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.alpha import Ascent, Proven, RowProblem
-from bounds.backward import View, objective_start
+from bounds.backward import objective_start
 from bounds.crown import Crown
 from bounds.engine import Bounds, elements, place
 from bounds.errors import MemoryLimitError, NumericsError, TimeLimitError
@@ -29,6 +29,7 @@ from bounds.network import Network
 from bounds.ops.base import Activation, product
 from bounds.region import Box, LpBall, Region
 from bounds.trace import Trace
+from bounds.view import View
 from verify.attack import Pgd, falsify
 from verify.clipping import clip
 from verify.spec import Margins

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.alpha import Ascent, RowProblem
-from bounds.backward import View, objective_start
+from bounds.backward import objective_start
 from bounds.engine import elements, place
 from bounds.errors import MemoryLimitError, NumericsError, TimeLimitError
 from bounds.implied import Assumed, implied
 from bounds.interval import Interval
 from bounds.trace import Trace, trace_through
+from bounds.view import View
 from verify.stages import Query
 from verify.verdict import Verdict
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from bounds.alpha import COPIES, Alphas, Betas, RowProblem
-from bounds.backward import Start, View, objective_start
+from bounds.backward import Start, objective_start
 from bounds.engine import elements, place
 from bounds.errors import NumericsError
 from bounds.interval import Interval
 from bounds.ops.base import product
 from bounds.rowwise import Split
 from bounds.trace import Trace, trace_through
+from bounds.view import View
 from verify.spec import Margins
 from verify.stages import Query
 

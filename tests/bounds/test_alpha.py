@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bounds.alpha import AlphaCrown, Alphas, Ascent, RowProblem
-from bounds.backward import View, objective_start
+from bounds.backward import objective_start
 from bounds.crown import Crown
 from bounds.interval import Interval
 from bounds.network import Network
@@ -22,6 +22,7 @@ from bounds.ops.smooth import Tanh
 from bounds.region import Box
 from bounds.rowwise import RowWalk, Split
 from bounds.trace import Trace
+from bounds.view import View
 from tests.bounds.networks import ZOO, chain, regions
 
 UNIT = Box(-torch.ones(1, 3), torch.ones(1, 3))

@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from bounds import backward
-from bounds.backward import _chunks, _groups, _padded_indices, bound_node, bound_objective, bound_tail
+from bounds.backward import bound_node, bound_objective, bound_tail
 from bounds.crown import Crown
 from bounds.engine import elements
 from bounds.errors import MemoryLimitError, TimeLimitError, UnsupportedOpError
@@ -146,44 +144,7 @@ def test_a_settled_element_keeps_its_propagated_lower_bound(monkeypatch: pytest.
     assert hidden.lower[0].tolist() == pytest.approx([-2.5, -1.0], abs=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relu", "branches", "sigmoid"])
-def test_rows_that_name_their_images_are_bounded_as_in_groups(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = ZOO[name]
-    trace = swept(network, regions(network, "l2 domain"))
-    index = network.preactivations[-1]
-    wanted = torch.rand(trace.interval(index).shape, generator=torch.Generator().manual_seed(1)) < 0.6
-    (group,) = _groups(trace, index, wanted.flatten(1), PLENTY)
-    assert group[1].shape == (int(wanted.sum()), 1)
-    named = bound_node(trace, index, wanted, PLENTY)
-    monkeypatch.setattr(backward, "_CACHED", 64)
-    assert len(_groups(trace, index, wanted.flatten(1), PLENTY)) > 1
-    grouped = bound_node(trace, index, wanted, PLENTY)
-    assert torch.allclose(named.lower, grouped.lower, rtol=1e-11, atol=1e-11)
-    assert torch.allclose(named.upper, grouped.upper, rtol=1e-11, atol=1e-11)
-
-
-# --------------------------------------------------------------------------------------------------------------------------- chunks
-
-
-@settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=7), st.integers(1, 40))
-def test_chunks_cover_the_mask_once(mask: list[list[bool]], rows: int) -> None:
-    wanted = torch.tensor(mask)
-    seen = torch.zeros_like(wanted, dtype=torch.int)
-    for images, places, valid in _chunks(wanted, rows):
-        assert places.shape == valid.shape
-        assert images.shape == (places.shape[0],)
-        assert places.numel() <= rows or len(images) == 1
-        assert places.shape[1] <= rows
-        where = images.unsqueeze(1).expand_as(places)
-        seen.index_put_((where[valid], places[valid]), torch.ones_like(places[valid], dtype=torch.int), accumulate=True)
-    assert torch.equal(seen, wanted.int())
-
-
-def test_padded_indices() -> None:
-    elements, valid = _padded_indices(torch.tensor([[True, False, True], [False, True, False]]), 2)
-    assert elements.tolist() == [[0, 2], [1, 0]]
-    assert valid.tolist() == [[True, True], [True, False]]
+# --------------------------------------------------------------------------------------------------------------------------- limits
 
 
 def test_memory_and_time_limits() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bounds.alpha import Ascent, RowProblem
-from bounds.backward import View, objective_start
+from bounds.backward import objective_start
 from bounds.crown import Crown
 from bounds.implied import Assumed, ImpliedProblem, implied
 from bounds.interval import Interval
@@ -18,6 +18,7 @@ from bounds.ops.affine import Linear
 from bounds.region import Region
 from bounds.rowwise import Split
 from bounds.trace import Trace, trace_through
+from bounds.view import View
 from tests.bounds.networks import ZOO, regions
 from tests.bounds.test_alpha import UNIT, small, traced
 

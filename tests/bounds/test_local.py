@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bounds.backward
+import bounds.groups
 import bounds.local
-from bounds.backward import View
 from bounds.crown import Crown, FastLin, LinearEngine
 from bounds.interval import Interval
 from bounds.local import LocalWalk, coefficients
@@ -29,6 +29,7 @@ from bounds.ops.smooth import Sigmoid
 from bounds.patch import Patch, as_map
 from bounds.region import Box, LpBall
 from bounds.trace import Trace
+from bounds.view import View
 from tests.bounds.networks import Draw, build, chain, regions
 
 
@@ -310,10 +311,10 @@ def test_rows_that_stay_patches_are_walked_in_larger_chunks(monkeypatch: pytest.
     region, sizes = Box(-torch.ones(2, 1, 3, 20, 20), torch.ones(2, 1, 3, 20, 20)), []
     walk = bounds.backward._walk_elements
     monkeypatch.setattr(bounds.backward, "_walk_elements", lambda view, rows: sizes.append(rows.elements.numel()) or walk(view, rows))
-    monkeypatch.setattr(bounds.backward, "_CACHED", 2**16)
+    monkeypatch.setattr(bounds.groups, "_CACHED", 2**16)
     large = FastLin()(network, region).objective
     assert max(sizes) == 2**16 // (4 * 75)
-    monkeypatch.setattr(bounds.backward, "coefficients", lambda view, start: 3 * 20 * 20)
+    monkeypatch.setattr(bounds.groups, "coefficients", lambda view, start: 3 * 20 * 20)
     sizes.clear()
     small = FastLin()(network, region).objective
     assert max(sizes) == 2**16 // (2 * 4 * 20 * 20)

@@ -1,0 +1,52 @@
+"""What a backward walk reads of a trace: all of it, or the part of some regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bounds.errors import UnsupportedOpError
+from bounds.region import Region
+from bounds.trace import Planes, ProductPlanes, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The planes and charges of a trace, restricted to some of its regions."""
+
+    trace: Trace
+    images: Tensor | None
+
+    def planes(self, index: int) -> Planes:
+        """The planes of activation `index`."""
+        planes = self.trace.planes.get(index)
+        if planes is None:
+            raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
+        if self.images is None:
+            return planes
+        slope, step, gap = planes.slope[self.images], planes.step[self.images], planes.gap[self.images]
+        return Planes(slope, step, gap, planes.segments, planes.parallel)
+
+    def products(self, index: int) -> ProductPlanes:
+        """The planes of bilinear node `index`."""
+        planes = self.trace.products.get(index)
+        if planes is None:
+            raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
+        if self.images is None:
+            return planes
+        lower, upper = ((pair[0][self.images], pair[1][self.images]) for pair in (planes.lower, planes.upper))
+        return ProductPlanes(lower, upper, planes.gap[self.images], planes.segments, planes.parallel)
+
+    def region(self) -> Region:
+        """The regions."""
+        return self.trace.region if self.images is None else self.trace.region.select(self.images)
+
+    def underflow(self) -> Tensor:
+        """The trace's allowance for underflow, (images,)."""
+        return self.trace.underflow if self.images is None else self.trace.underflow[self.images]
+
+    def charge(self, index: int) -> Tensor:
+        """The charge of node `index`, (images, *shape)."""
+        charge = self.trace.charge[index]
+        return charge if self.images is None else charge[self.images]
