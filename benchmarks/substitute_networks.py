@@ -69,7 +69,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], Training]] = {
     "cnn_plain": (small_convolutional, PLAIN),
     "cnn_at": (small_convolutional, ADVERSARIAL),
     "fc_stable": (lambda: dense(512, 256), Training(0.1, 3, 0.5, stable=1e-2, ball=0.12, l1=3e-5, rate=2e-3, epochs=2)),
-    "cnn_stable": (convolutional, Training(0.1, 3, 0.5, stable=4e-3, ball=0.12, l1=1e-5, rate=2e-3, epochs=2)),
+    "cnn_stable": (convolutional, Training(0.03, 3, 0.5, stable=1e-2, ball=0.08, l1=3e-5, rate=2e-3, epochs=2)),
 }
 
 
