@@ -8,11 +8,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bounds import rounding
 from bounds.ops.base import Affine, Shape, product
 from bounds.patch import Patch
 
@@ -77,8 +79,9 @@ class Conv(Affine):
 
     def _scatter(self, A: Tensor, weight: Tensor, size: Sizes, padding: Sizes) -> Tensor:
         """The adjoint as products with all kernel taps, added up where they fall. A: (M, out, *spatial) -> (M, channels, *size)."""
-        taps = torch.matmul(weight.flatten(1).T, A.flatten(2))
-        return F.fold(taps, size, weight.shape[2:], self.dilations, padding, self.strides)
+        if rounding.wants_gradient(A) and not weight.requires_grad:
+            return _Scattered.apply(A, weight, size, padding, self.strides, self.dilations)  # type: ignore[no-untyped-call]
+        return _scattered(A, weight, size, padding, self.strides, self.dilations)
 
     @cached_property
     def _rows(self) -> Tensor:
@@ -105,6 +108,25 @@ class Conv(Affine):
         if any(begin != end for begin, end in self.pads):
             x, padding = F.pad(x, [p for pair in reversed(self.pads) for p in pair]), (0,) * len(self.pads)
         return _CONV[len(self.strides)](x, weight, None, self.strides, padding, self.dilations, self.groups)
+
+
+def _scattered(A: Tensor, weight: Tensor, size: Sizes, padding: Sizes, strides: Sizes, dilations: Sizes) -> Tensor:
+    taps = torch.matmul(weight.flatten(1).T, A.flatten(2))
+    return F.fold(taps, size, weight.shape[2:], dilations, padding, strides)
+
+
+class _Scattered(torch.autograd.Function):
+    """`_scattered`, with the convolution as its derivative: torch's own goes back tap by tap, which takes three times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, A: Tensor, weight: Tensor, size: Sizes, padding: Sizes, strides: Sizes, dilations: Sizes) -> Tensor:
+        ctx.window = weight, padding, strides, dilations
+        return _scattered(A, weight, size, padding, strides, dilations)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        weight, padding, strides, dilations = ctx.window
+        return F.conv2d(gradient, weight, None, strides, padding, dilations), None, None, None, None, None
 
 
 @dataclass(frozen=True, eq=False)

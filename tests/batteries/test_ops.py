@@ -241,6 +241,27 @@ def test_convolutions_take_no_short_cuts(batch: int, stride: int, kernel: int) -
     assert ((pulled - exact).abs() <= rounding.gamma(op.adjoint_terms(shape), torch.float32) * size).all()
 
 
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "side", "size"), [(1, 4, 2, 1, 7), (3, 4, 2, 1, 8), (2, 3, 3, 0, 11), (1, 1, 2, 0, 5)]
+)
+def test_derivative_of_the_adjoint_of_a_thin_convolution(channels: int, kernel: int, stride: int, side: int, size: int) -> None:
+    """It is the convolution itself, whichever way it is computed; with weights that want gradients, too, it is torch's own."""
+    op = convolution.Conv(R(4, channels, kernel, kernel).double(), None, (stride, stride), ((side, side),) * 2, (1, 1))
+    shape = (1, channels, size, size)
+    outputs = op.linear(torch.zeros(1, *shape, dtype=torch.float64)).shape[1:]
+    A = R(3, *outputs).double().requires_grad_()
+    (x,) = op.adjoint(A, shape)
+    along = R(*x.shape).double()
+    (found,) = torch.autograd.grad((x * along).sum(), A)
+    torch.testing.assert_close(found, op.linear(along), rtol=1e-12, atol=1e-12)
+    weight = op.weight.clone().requires_grad_()
+    (y,) = convolution.Conv(weight, None, op.strides, op.pads, op.dilations).adjoint(A, shape)
+    torch.testing.assert_close(y, x, rtol=1e-12, atol=1e-12)
+    gradient, slope = torch.autograd.grad((y * along).sum(), (A, weight))
+    torch.testing.assert_close(gradient, found, rtol=1e-12, atol=1e-12)
+    assert bool((slope != 0).any())
+
+
 @each_case
 def test_points_of_a_batch_do_not_mix(case: Case) -> None:
     op = case.op.to(torch.float64)
