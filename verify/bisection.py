@@ -33,7 +33,7 @@ from bounds.view import View
 from verify.attack import Pgd, falsify
 from verify.clipping import clip
 from verify.spec import Margins
-from verify.stages import Query
+from verify.stages import Divided, Part, Query
 from verify.verdict import Falsified, Verdict, confirm
 
 _NARROW = 2.0**-12
@@ -104,17 +104,6 @@ def _as_box(region: Region) -> Box | None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
-    """An open box. lower, upper: (inputs,) float64. axis: the input to bisect next. intervals: (2, neurons), lower and upper ends of all
-    pre-activations one after the other, proven on the box; None where there is no memory for them."""
-
-    lower: Tensor
-    upper: Tensor
-    axis: int
-    intervals: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
 class _Batch:
     """Boxes that are open after a bound: lower, upper (n, inputs); what bounds C y from below, rows (n, rows) with its planes A (n, rows, inputs)
     and b (n, rows); rise, the slopes above; closed (n, sets); intervals by node. Float64, but for the intervals."""
@@ -148,7 +137,7 @@ class _Search:
         self.shape = box.shape
         self.width = (box.upper - box.lower).flatten()
         self.order = itertools.count()
-        self.heap: list[tuple[float, int, _Part]] = []
+        self.heap: list[tuple[float, int, Part]] = []
         self.proven = math.inf
         self.bounded = self.rounds = 0
         sizes = [product(node.shape) for node in self.network.nodes]
@@ -158,21 +147,26 @@ class _Search:
         self.hidden = tuple(sorted(self.network.preactivations))
         neurons = sum(sizes[i] for i in self.hidden)
         self.most_kept = query.options.memory_mb / 4 * 2**20 / (8 * max(1, neurons))
-        self.push(-math.inf, _Part(box.lower.flatten(), box.upper.flatten(), int(self.width.argmax()), None))
+        if query.divided is None:
+            self.push(-math.inf, Part(box.lower.flatten(), box.upper.flatten(), int(self.width.argmax()), None))
+        else:
+            self.proven = query.divided.proven
+            for bound, part in query.divided.parts(query.network):
+                self.push(bound, part)
 
-    def push(self, bound: float, part: _Part) -> None:
+    def push(self, bound: float, part: Part) -> None:
         """Add an open box."""
         heapq.heappush(self.heap, (bound, next(self.order), part))
 
     def run(self) -> Verdict | Query:
         """Bisect until nothing is open, a counterexample is found or a limit is reached."""
-        taken: list[tuple[float, int, _Part]] = []
+        taken: list[tuple[float, int, Part]] = []
         try:
             while self.heap:
                 if self.deadline is not None and time.monotonic() >= self.deadline:
                     return self.undecided("split: time limit")
                 if self.bounded >= self.enough:
-                    return self.undecided(None)
+                    return self.handed_on()
                 if len(self.heap) > self.stage.most_boxes:
                     return self.undecided(f"split: {len(self.heap)} boxes are open, as many as are kept")
                 taken = [heapq.heappop(self.heap) for _ in range(min(self.most_taken, len(self.heap)))]
@@ -190,7 +184,7 @@ class _Search:
         closed = torch.ones_like(self.query.closed)
         return replace(self.query, closed=closed, floor=self.proven).verified(self.stage.name, f"{self.bounded} boxes")
 
-    def known(self, parts: Sequence[_Part], count: int) -> dict[int, Interval]:
+    def known(self, parts: Sequence[Part], count: int) -> dict[int, Interval]:
         """What is proven of nodes on `count` boxes, the halves of all parts one side after the other."""
         known = {i: _repeat(interval, count) for i, interval in self.query.intervals.items()}
         kept = [part.intervals for part in parts if part.intervals is not None]
@@ -221,7 +215,7 @@ class _Search:
         worst = self.goal.worst(batch.rows).tolist()
         kept = self.kept(batch)
         for k, (bound, axis) in enumerate(zip(worst, axes, strict=True)):
-            self.push(bound, _Part(batch.lower[k], batch.upper[k], axis, None if kept is None else kept[k].clone()))
+            self.push(bound, Part(batch.lower[k], batch.upper[k], axis, None if kept is None else kept[k].clone()))
         return self.attack(batch.A, batch.lower, batch.upper)
 
     def batch(self, lower: Tensor, upper: Tensor, bounds: Bounds) -> _Batch:
@@ -351,14 +345,21 @@ class _Search:
         found, _ = falsify(self.network, self.query.specification, _DESCENT, starts=starts, deadline=self.deadline, rounded=True)
         return found
 
-    def undecided(self, reason: str | None, taken: Sequence[tuple[float, int, _Part]] = ()) -> Query:
+    def handed_on(self) -> Query:
+        """The query with the open boxes, for a longer look. Where no box was closed the cuts told nothing: better bounds choose others."""
+        left = self.undecided(None)
+        if self.proven == math.inf:
+            return left
+        return replace(left, divided=Divided(self.network, tuple((bound, part) for bound, _, part in self.heap), self.proven))
+
+    def undecided(self, reason: str | None, taken: Sequence[tuple[float, int, Part]] = ()) -> Query:
         """The query with what the open boxes leave proven. taken: of the heap, and not bounded again."""
         least = min([self.proven, *(entry[0] for entry in (*self.heap, *taken))])
         better = replace(self.query, floor=max(self.query.floor, least)) if least > -math.inf else self.query
         return better if reason is None else better.noting(reason)
 
 
-def _halves(parts: Sequence[_Part]) -> tuple[Tensor, Tensor]:
+def _halves(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
     """Both halves of every part, along its axis: (2 * parts, inputs) lower and upper. Neighbours share the cut."""
     lower, upper = torch.stack([p.lower for p in parts]), torch.stack([p.upper for p in parts])
     axis = torch.tensor([p.axis for p in parts]).unsqueeze(1)

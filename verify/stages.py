@@ -64,6 +64,31 @@ class Options:
 
 
 @dataclass(frozen=True, eq=False)
+class Part:
+    """A box that is open. lower, upper: (inputs,) float64. axis: the input to bisect next. intervals: (2, neurons), lower and upper ends of all
+    pre-activations one after the other, proven on the box; None where there is no memory for them."""
+
+    lower: Tensor
+    upper: Tensor
+    axis: int
+    intervals: Tensor | None
+
+
+@dataclass(frozen=True, eq=False)
+class Divided:
+    """A region in parts: the open ones with the lower bound of each, whose intervals are those of `network`; every margin is at least `proven`
+    elsewhere."""
+
+    network: Network
+    open: tuple[tuple[float, Part], ...]
+    proven: float
+
+    def parts(self, network: Network) -> list[tuple[float, Part]]:
+        """The open parts for a network with the same values: what is known of neurons holds for the first one alone."""
+        return [(bound, part if network is self.network else replace(part, intervals=None)) for bound, part in self.open]
+
+
+@dataclass(frozen=True, eq=False)
 class Query:
     """One specification and everything proven about it so far.
 
@@ -71,7 +96,8 @@ class Query:
     of nodes on the region, by node index. proof: the weakest proof used. notes: reasons why stages could not decide. starts: points where
     the relaxation is smallest, (1, points, *input_shape), worth attacking from. details: how solvers proved what they proved. met: the
     smallest margin met at a point of the region, in float64; no proof may claim more. floor: a proven lower bound of the worst margin found
-    by dividing the region, where no bound holds row by row. implied: by unsafe set, what nodes can be where that set is reached.
+    by dividing the region, where no bound holds row by row. implied: by unsafe set, what nodes can be where that set is reached. divided: the
+    parts of the region that a first look left open.
     """
 
     network: Network
@@ -87,6 +113,7 @@ class Query:
     met: float = math.inf
     floor: float = -math.inf
     implied: dict[int, dict[int, Interval]] = field(default_factory=dict)
+    divided: Divided | None = None
 
     @staticmethod
     def of(network: Network, specification: Specification, options: Options) -> Query:

@@ -106,7 +106,7 @@ def test_two_runs_are_the_same() -> None:
 
 def test_halves_cover_the_box_and_share_the_cut() -> None:
     lower, upper = torch.tensor([0.1, -0.3], dtype=torch.float64), torch.tensor([0.4, 0.7], dtype=torch.float64)
-    low, high = bisection._halves([bisection._Part(lower, upper, 1, None)])
+    low, high = bisection._halves([bisection.Part(lower, upper, 1, None)])
     assert low[0].equal(lower)
     assert high[1].equal(upper)
     assert high[0, 1] == low[1, 1]
@@ -183,7 +183,7 @@ def test_halves_start_from_what_is_proven_for_the_whole() -> None:
         query, Box(-torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)), SplitInput(), None
     )
     rows = [torch.full((2, 16), float(k)) for k in range(2)]
-    parts = [bisection._Part(torch.zeros(3), torch.ones(3), k, row) for k, row in enumerate(rows)]
+    parts = [bisection.Part(torch.zeros(3), torch.ones(3), k, row) for k, row in enumerate(rows)]
     known = search.known(parts, 4)
     for index in search.hidden:
         assert known[index].lower[:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
@@ -236,3 +236,47 @@ def test_a_first_look_ends_after_its_boxes(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(shorter, Query)
     assert shorter.bound is not None
     assert shorter.bound < look.bound
+
+
+def test_a_longer_look_goes_on_where_the_first_one_stopped() -> None:
+    query = _query([-1.0, -0.7], [0.9, 1.1], -0.2501)
+    look = SplitInput(batch=4, most_bounded=30)(query)
+    assert isinstance(look, Query)
+    assert look.divided is not None
+    assert look.divided.proven > 0
+    once, again = SplitInput(batch=4)(query), SplitInput(batch=4)(look)
+    assert isinstance(once, Verified)
+    assert isinstance(again, Verified)
+    assert _boxes(again) < _boxes(once)
+    assert again.bound is not None
+    assert 0 < again.bound <= 1e-4 + 1e-9  # the minimum is 1e-4 above the threshold
+
+
+def test_parts_of_a_first_look_hold_for_a_network_with_the_same_values() -> None:
+    """What is known of neurons stays with the network they belong to."""
+    look = SplitInput(batch=4, most_bounded=30)(_query([-1.0, -0.7], [0.9, 1.1], -0.2501))
+    assert isinstance(look, Query)
+    assert look.divided is not None
+    other = Network(look.network.nodes)
+    assert all(part.intervals is not None for _, part in look.divided.parts(look.network))
+    assert all(part.intervals is None for _, part in look.divided.parts(other))
+    assert isinstance(SplitInput(batch=4)(replace(look, network=other)), Verified)
+
+
+def test_a_part_that_is_still_open_is_not_forgotten() -> None:
+    look = SplitInput(batch=4, most_bounded=8)(_query([-1.0, -0.7], [0.9, 1.1], -0.2501))
+    assert isinstance(look, Query)
+    assert look.divided is not None
+    low, high = torch.tensor([-1.0, -0.7]).double(), torch.tensor([0.9, 1.1]).double()
+    points = low + (high - low) * torch.rand(20000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    inside = torch.zeros(len(points), dtype=torch.bool)
+    for _, part in look.divided.open:
+        inside |= ((points >= part.lower) & (points <= part.upper)).all(1)
+    margins = look.goal.of(look.network.to(torch.float64)(points.reshape(-1, *look.network.input_shape)).flatten(1)).amin(-1)
+    assert bool((margins[~inside] >= look.divided.proven - 1e-12).all())
+    assert bool(inside.any())
+    assert not bool(inside.all())
+
+
+def _boxes(verdict: Verified) -> int:
+    return int(verdict.detail.removesuffix(" boxes"))
