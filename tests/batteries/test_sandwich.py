@@ -583,7 +583,7 @@ def _other_side(patch: pytest.MonkeyPatch) -> None:
 def _half_regions(patch: pytest.MonkeyPatch) -> None:
     for region in (Box, LpBall):
         decrease = region.decrease
-        patch.setattr(region, "decrease", lambda self, A, decrease=decrease: decrease(self, A) / 2)
+        patch.setattr(region, "decrease", lambda self, A, sets=None, decrease=decrease: decrease(self, A, sets) / 2)
 
 
 def _swapped_images(patch: pytest.MonkeyPatch) -> None:
