@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -173,6 +174,7 @@ class Command:
         if self.as_json:
             self.tell(to_json(self._document(found, time.monotonic() - begin, interrupted)))
         if interrupted:
+            sys.stderr.write("ringfence: interrupted; the regions so far are told\n")
             return exits.INTERRUPTED
         return exits.VERIFIED if all(one.verified for one in found) else exits.UNKNOWN
 

@@ -111,7 +111,9 @@ def test_no_time(root: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -
     assert (document["verified"], document["finished"], document["reason"]) == (False, False, "the time limit was reached")
 
 
-def test_an_interrupt_keeps_what_was_found(root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_keeps_what_was_found(
+    root: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     largest = region_command.largest_region
     calls: list[int] = []
 
@@ -126,6 +128,7 @@ def test_an_interrupt_keeps_what_was_found(root: Path, folder: Path, monkeypatch
     question = Question("mnist", folder, "0:3", math.inf)
     command = Command(root / "demo" / "network.onnx", question, Settings(), told.append, True, folder / "region.npz")
     assert command.run() == 130
+    assert capsys.readouterr().err == "ringfence: interrupted; the regions so far are told\n"
     document = json.loads(told[0])
     assert document["interrupted"] is True
     assert [one["index"] for one in document["results"]] == [0] == np.load(folder / "region.npz")["index"].tolist()
