@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.adam import Adam
-from bounds.backward import Planar, Start, bound_objective, concretize, element_start, linear_bounds, objective_start
+from bounds.backward import Planar, Start, bound_objective, concretize, element_start, lower_plane, objective_start
 from bounds.crown import LinearEngine, unstable
 from bounds.interval import Interval
 from bounds.linear import LinearBounds
@@ -106,8 +106,8 @@ class RowProblem:
         planar = self._walk(alphas, betas, rigorous=True)
         view, start = View(self.trace, None), self.start
         floor, _ = concretize(view, planar)
-        planes = linear_bounds(view, planar, start.value, start.slack)
-        return Proven(planes.lower_A, planes.lower_b, rounding.below(start.value + floor, start.slack))
+        A, b = lower_plane(view, planar, start.value, start.slack)
+        return Proven(A, b, rounding.below(start.value + floor, start.slack))
 
     def maximise(
         self, alphas: Alphas, betas: Betas, ascent: Ascent, enough: Tensor | None = None, measure: Measure | None = None

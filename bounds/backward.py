@@ -297,7 +297,7 @@ def _objective_chunk(view: View, last: int, C: Tensor, both: bool) -> tuple[Line
 def _largest(view: View, last: int, C: Tensor) -> Tensor:
     """An upper bound of C f(x) from the interval of f(x) alone, (images, rows) float64."""
     interval, wide = view.trace.interval(last), C.flatten(2).to(_EXACT)
-    low, high = ((side if view.images is None else side[view.images]).flatten(1).to(_EXACT) for side in (interval.lower, interval.upper))
+    low, high = (view.part(side).flatten(1).to(_EXACT) for side in (interval.lower, interval.upper))
     total = rounding.matvec(wide.clamp(min=0), high) + rounding.matvec(wide.clamp(max=0), low)
     size = rounding.matvec(wide.abs(), torch.maximum(low.abs(), high.abs()))
     return rounding.above(total, rounding.gamma(wide.shape[-1] + 4, _EXACT) * size)
@@ -320,16 +320,14 @@ def objective_start(view: View, C: Tensor) -> Start:
     flat = C.flatten(2)
     fee = rounding.matvec(flat.abs(), view.charge(last).flatten(1)).to(_EXACT) * rounding.SAFETY
     fee = fee + view.underflow().unsqueeze(1) * (1 + flat.abs().amax(-1))
-    center = view.trace.center[last]
-    middle = (center if view.images is None else center[view.images]).flatten(1)
+    middle = view.part(view.trace.center[last]).flatten(1)
     value, size = rounding.matvec(flat.to(_EXACT), middle), rounding.matvec(flat.abs().to(_EXACT), middle.abs())
     return Start({last: C.clone()}, fee, value, rounding.gamma(flat.shape[-1] + 2, _EXACT) * size)
 
 
 def element_start(view: View, rows: Rows) -> Start:
     """Signed elements of a node."""
-    base = view.trace.center[rows.start] if view.images is None else view.trace.center[rows.start][view.images]
-    value = base.flatten(1).gather(1, rows.elements)
+    value = view.part(view.trace.center[rows.start]).flatten(1).gather(1, rows.elements)
     value = value if rows.sign is None else value * rows.sign
     return Start(_first_coefficients(view, rows), _element_fee(view, rows), value, torch.zeros_like(value))
 
@@ -357,9 +355,7 @@ def lower_plane(view: View, planar: Planar, value: Tensor, slack: Tensor) -> tup
 
 def _at_zero(view: View, A: Tensor, value: Tensor, slack: Tensor) -> tuple[Tensor, Tensor]:
     """value - A origin in float64, and what it may be wrong by."""
-    origin = view.trace.region.origin
-    origin = (origin if view.images is None else origin[view.images]).flatten(1)
-    wide = A.flatten(2).to(_EXACT)
+    origin, wide = view.part(view.trace.region.origin).flatten(1), A.flatten(2).to(_EXACT)
     shift, size = rounding.matvec(wide, origin), rounding.matvec(wide.abs(), origin.abs())
     return value - shift, slack + rounding.gamma(wide.shape[-1] + 4, _EXACT) * (size + value.abs())
 

@@ -18,6 +18,10 @@ class View:
     trace: Trace
     images: Tensor | None
 
+    def part(self, whole: Tensor) -> Tensor:
+        """What a tensor (regions, ...) of the trace holds of these regions."""
+        return whole if self.images is None else whole[self.images]
+
     def planes(self, index: int) -> Planes:
         """The planes of activation `index`."""
         planes = self.trace.planes.get(index)
@@ -25,7 +29,7 @@ class View:
             raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
         if self.images is None:
             return planes
-        slope, step, gap = planes.slope[self.images], planes.step[self.images], planes.gap[self.images]
+        slope, step, gap = self.part(planes.slope), self.part(planes.step), self.part(planes.gap)
         return Planes(slope, step, gap, planes.segments, planes.parallel)
 
     def products(self, index: int) -> ProductPlanes:
@@ -35,8 +39,8 @@ class View:
             raise UnsupportedOpError(f"node {self.trace.network.nodes[index].name!r} was walked through before it was relaxed")
         if self.images is None:
             return planes
-        lower, upper = ((pair[0][self.images], pair[1][self.images]) for pair in (planes.lower, planes.upper))
-        return ProductPlanes(lower, upper, planes.gap[self.images], planes.segments, planes.parallel)
+        lower, upper = ((self.part(first), self.part(second)) for first, second in (planes.lower, planes.upper))
+        return ProductPlanes(lower, upper, self.part(planes.gap), planes.segments, planes.parallel)
 
     def region(self) -> Region:
         """The regions."""
@@ -44,9 +48,8 @@ class View:
 
     def underflow(self) -> Tensor:
         """The trace's allowance for underflow, (images,)."""
-        return self.trace.underflow if self.images is None else self.trace.underflow[self.images]
+        return self.part(self.trace.underflow)
 
     def charge(self, index: int) -> Tensor:
         """The charge of node `index`, (images, *shape)."""
-        charge = self.trace.charge[index]
-        return charge if self.images is None else charge[self.images]
+        return self.part(self.trace.charge[index])

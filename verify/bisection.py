@@ -32,8 +32,9 @@ from bounds.trace import Trace
 from bounds.view import View
 from verify.attack import Pgd, falsify
 from verify.clipping import clip
+from verify.divided import Divided, OpenBox
 from verify.spec import Margins
-from verify.stages import Divided, Part, Query
+from verify.stages import Query
 from verify.verdict import Falsified, Verdict, confirm
 
 _NARROW = 2.0**-12
@@ -137,7 +138,7 @@ class _Search:
         self.shape = box.shape
         self.width = (box.upper - box.lower).flatten()
         self.order = itertools.count()
-        self.heap: list[tuple[float, int, Part]] = []
+        self.heap: list[tuple[float, int, OpenBox]] = []
         self.proven = math.inf
         self.bounded = self.rounds = 0
         sizes = [product(node.shape) for node in self.network.nodes]
@@ -148,19 +149,19 @@ class _Search:
         neurons = sum(sizes[i] for i in self.hidden)
         self.most_kept = query.options.memory_mb / 4 * 2**20 / (8 * max(1, neurons))
         if query.divided is None:
-            self.push(-math.inf, Part(box.lower.flatten(), box.upper.flatten(), int(self.width.argmax()), None))
+            self.push(-math.inf, OpenBox(box.lower.flatten(), box.upper.flatten(), int(self.width.argmax()), None))
         else:
             self.proven = query.divided.proven
             for bound, part in query.divided.parts(query.network):
                 self.push(bound, part)
 
-    def push(self, bound: float, part: Part) -> None:
+    def push(self, bound: float, part: OpenBox) -> None:
         """Add an open box."""
         heapq.heappush(self.heap, (bound, next(self.order), part))
 
     def run(self) -> Verdict | Query:
         """Bisect until nothing is open, a counterexample is found or a limit is reached."""
-        taken: list[tuple[float, int, Part]] = []
+        taken: list[tuple[float, int, OpenBox]] = []
         try:
             while self.heap:
                 if self.deadline is not None and time.monotonic() >= self.deadline:
@@ -184,7 +185,7 @@ class _Search:
         closed = torch.ones_like(self.query.closed)
         return replace(self.query, closed=closed, floor=self.proven).verified(self.stage.name, f"{self.bounded} boxes")
 
-    def known(self, parts: Sequence[Part], count: int) -> dict[int, Interval]:
+    def known(self, parts: Sequence[OpenBox], count: int) -> dict[int, Interval]:
         """What is proven of nodes on `count` boxes, the halves of all parts one side after the other."""
         known = {i: _repeat(interval, count) for i, interval in self.query.intervals.items()}
         kept = [part.intervals for part in parts if part.intervals is not None]
@@ -215,7 +216,7 @@ class _Search:
         worst = self.goal.worst(batch.rows).tolist()
         kept = self.kept(batch)
         for k, (bound, axis) in enumerate(zip(worst, axes, strict=True)):
-            self.push(bound, Part(batch.lower[k], batch.upper[k], axis, None if kept is None else kept[k].clone()))
+            self.push(bound, OpenBox(batch.lower[k], batch.upper[k], axis, None if kept is None else kept[k].clone()))
         return self.attack(batch.A, batch.lower, batch.upper)
 
     def batch(self, lower: Tensor, upper: Tensor, bounds: Bounds) -> _Batch:
@@ -352,14 +353,14 @@ class _Search:
             return left
         return replace(left, divided=Divided(self.network, tuple((bound, part) for bound, _, part in self.heap), self.proven))
 
-    def undecided(self, reason: str | None, taken: Sequence[tuple[float, int, Part]] = ()) -> Query:
+    def undecided(self, reason: str | None, taken: Sequence[tuple[float, int, OpenBox]] = ()) -> Query:
         """The query with what the open boxes leave proven. taken: of the heap, and not bounded again."""
         least = min([self.proven, *(entry[0] for entry in (*self.heap, *taken))])
         better = replace(self.query, floor=max(self.query.floor, least)) if least > -math.inf else self.query
         return better if reason is None else better.noting(reason)
 
 
-def _halves(parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
+def _halves(parts: Sequence[OpenBox]) -> tuple[Tensor, Tensor]:
     """Both halves of every part, along its axis: (2 * parts, inputs) lower and upper. Neighbours share the cut."""
     lower, upper = torch.stack([p.lower for p in parts]), torch.stack([p.upper for p in parts])
     axis = torch.tensor([p.axis for p in parts]).unsqueeze(1)

@@ -27,6 +27,7 @@ from bounds.interval import Interval
 from bounds.network import Network
 from bounds.ops.base import Activation
 from verify.attack import Attack, falsify, starts_from_bounds
+from verify.divided import Divided
 from verify.spec import Margins, Specification, margins
 from verify.verdict import Proof, Semantics, Unknown, Verdict, Verified, confirm
 
@@ -61,31 +62,6 @@ class Options:
     def late(self) -> bool:
         """Whether the deadline has passed."""
         return self.deadline is not None and time.monotonic() >= self.deadline
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A box that is open. lower, upper: (inputs,) float64. axis: the input to bisect next. intervals: (2, neurons), lower and upper ends of all
-    pre-activations one after the other, proven on the box; None where there is no memory for them."""
-
-    lower: Tensor
-    upper: Tensor
-    axis: int
-    intervals: Tensor | None
-
-
-@dataclass(frozen=True, eq=False)
-class Divided:
-    """A region in parts: the open ones with the lower bound of each, whose intervals are those of `network`; every margin is at least `proven`
-    elsewhere."""
-
-    network: Network
-    open: tuple[tuple[float, Part], ...]
-    proven: float
-
-    def parts(self, network: Network) -> list[tuple[float, Part]]:
-        """The open parts for a network with the same values: what is known of neurons holds for the first one alone."""
-        return [(bound, part if network is self.network else replace(part, intervals=None)) for bound, part in self.open]
 
 
 @dataclass(frozen=True, eq=False)

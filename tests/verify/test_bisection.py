@@ -106,7 +106,7 @@ def test_two_runs_are_the_same() -> None:
 
 def test_halves_cover_the_box_and_share_the_cut() -> None:
     lower, upper = torch.tensor([0.1, -0.3], dtype=torch.float64), torch.tensor([0.4, 0.7], dtype=torch.float64)
-    low, high = bisection._halves([bisection.Part(lower, upper, 1, None)])
+    low, high = bisection._halves([bisection.OpenBox(lower, upper, 1, None)])
     assert low[0].equal(lower)
     assert high[1].equal(upper)
     assert high[0, 1] == low[1, 1]
@@ -183,7 +183,7 @@ def test_halves_start_from_what_is_proven_for_the_whole() -> None:
         query, Box(-torch.ones(1, 3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64)), SplitInput(), None
     )
     rows = [torch.full((2, 16), float(k)) for k in range(2)]
-    parts = [bisection.Part(torch.zeros(3), torch.ones(3), k, row) for k, row in enumerate(rows)]
+    parts = [bisection.OpenBox(torch.zeros(3), torch.ones(3), k, row) for k, row in enumerate(rows)]
     known = search.known(parts, 4)
     for index in search.hidden:
         assert known[index].lower[:, 0].tolist() == [0.0, 1.0, 0.0, 1.0]
