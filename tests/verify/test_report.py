@@ -181,7 +181,7 @@ def test_only_rows_in_sight_are_in_the_page_and_scrolling_reaches_the_last(sampl
     assert page.column("name")[0] == rows[0].instance.name
     assert len(page.column("name")) < len(rows) // 2
     page.tab.evaluate("document.querySelector('.scroll').scrollTop = 1e9")
-    page.tab.wait_for_function(f"document.querySelector('table.rows tr[aria-rowindex=\"{len(rows) + 1}\"]')")
+    page.tab.locator(f'table.rows tr[aria-rowindex="{len(rows) + 1}"]').wait_for(state="attached")
     assert page.column("name")[-1] == rows[-1].instance.name
 
 
