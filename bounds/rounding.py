@@ -137,12 +137,15 @@ def round_down(value: Tensor, dtype: torch.dtype) -> Tensor:
     if value.dtype == dtype:
         return value
     converted = value.to(dtype)
-    return torch.where(converted.to(value.dtype) > value, _neighbour(converted, -1), converted)
+    return torch.where(converted > value, _neighbour(converted, -1), converted)
 
 
 def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
     """The values converted to `dtype`, never downward."""
-    return -round_down(-value, dtype)
+    if value.dtype == dtype:
+        return value
+    converted = value.to(dtype)
+    return torch.where(converted < value, _neighbour(converted, 1), converted)
 
 
 _SEGMENT = 256
@@ -150,10 +153,13 @@ _SEGMENT = 256
 
 
 def segments(v: Tensor) -> tuple[tuple[int, int], ...]:
-    """Column ranges of v (B, *shape), flattened to (B, n), that hold at most `_SEGMENT` columns with a non-zero; zero columns are left out."""
+    """Column ranges of v (B, *shape), flattened to (B, n), that hold at most `_SEGMENT` columns with a non-zero; zero columns may be left out."""
+    columns = math.prod(v.shape[1:])
+    if v.dtype == torch.float64 or columns <= _SEGMENT:
+        return ((0, columns),) if bool(v.any()) else ()
     used = v.flatten(1).ne(0).any(0).nonzero().flatten()
-    if v.dtype == torch.float64 or used.numel() == 0:
-        return ((0, v.flatten(1).shape[1]),) if used.numel() else ()
+    if used.numel() == 0:
+        return ()
     starts = used[::_SEGMENT].tolist()
     stops = [*(used[_SEGMENT - 1 :: _SEGMENT] + 1).tolist(), int(used[-1]) + 1]
     return tuple(zip(starts, stops[: len(starts)], strict=True))

@@ -92,7 +92,21 @@ class Trace:
         self.charge: dict[int, Tensor] = {}
         self.planes: dict[int, Planes] = {}
         self.products: dict[int, ProductPlanes] = {}
-        self.underflow = region.origin.new_zeros(region.batch)
+        self._underflow = region.origin.new_zeros(region.batch)
+        self._measured: list[tuple[float, Tensor]] = []
+
+    @property
+    def underflow(self) -> Tensor:
+        """What coefficients that underflow may cost a row, for one of size 1; (B,) float64.
+
+        Each costs at most one smallest normal number times the reach it meets; no sum here has 2^20 terms.
+        """
+        if self._measured:
+            tiny = sum(elements for elements, _ in self._measured) * rounding.underflow(2**20, self.dtype)
+            farthest = torch.cat([reach.detach().flatten(1) for _, reach in self._measured], dim=1).amax(1)
+            self._underflow = self._underflow + tiny * (1 + farthest.to(_EXACT))
+            self._measured.clear()
+        return self._underflow
 
     def check_time(self) -> None:
         """Raises TimeLimitError once the deadline (a value of time.monotonic()) has passed."""
@@ -183,13 +197,12 @@ class Trace:
     def _measure(self, index: int, charge: Tensor) -> None:
         """Set reach (an upper bound on |x - centre|) and charge of a node whose centre is set."""
         interval, center = self.interval(index), self.center[index]
-        reach = torch.maximum(interval.upper.to(_EXACT) - center, center - interval.lower.to(_EXACT))
-        # One relative allowance pays for the difference and the conversion; what underflows is paid for below.
+        # Centres are float64, and so are the differences.
+        reach = torch.maximum(interval.upper - center, center - interval.lower)
+        # One relative allowance pays for the difference and the conversion; what underflows is paid for by `underflow`.
         self.reach[index] = (reach * (1 + 4 * rounding.unit_roundoff(self.dtype))).to(self.dtype).clamp_min(0)
         self.charge[index] = charge.detach()
-        # Coefficients that underflow cost at most one smallest normal number each, times the reach; no sum here has 2^20 terms.
-        tiny = rounding.underflow(2**20, self.dtype) * math.prod(interval.shape[1:])
-        self.underflow = self.underflow + tiny * (1 + self.reach[index].detach().flatten(1).amax(1).to(_EXACT))
+        self._measured.append((math.prod(interval.shape[1:]), self.reach[index]))
 
     def _arriving(self, source: int) -> Tensor:
         """What a user of node `source` pays for what lies between it and the next activations below."""
@@ -232,20 +245,16 @@ class Trace:
         planes = op.relax(self.interval(source), slopes)
         lower_slope, upper_slope = planes.lower_slope, planes.upper_slope
         z = self.center[source]
-        low_terms, high_terms = lower_slope.to(_EXACT) * z, upper_slope.to(_EXACT) * z
-        low, high = op.gather(low_terms), op.gather(high_terms)
-        center = low + planes.lower_intercept.to(_EXACT)
-        # float64 roundings of the two planes at the centre, paid outward
-        size = op.gather(low_terms.abs() + high_terms.abs()) + planes.lower_intercept.abs() + planes.upper_intercept.abs()
-        slack = rounding.gamma(low_terms.shape[-1] + 4 if low.shape != low_terms.shape else 4, _EXACT) * size
+        low, high = op.gather(lower_slope * z), op.gather(upper_slope * z)
+        center = low + planes.lower_intercept
         straight = _straight(lower_slope, upper_slope)
-        constant = (planes.lower_intercept == planes.upper_intercept) & (
-            (planes.lower_intercept == 0) | (op.gather(lower_slope.abs()) == 0)
-        )
-        exact = (op.gather(torch.where(straight, 0.0, 1.0)) == 0) & constant
-        gap = torch.where(exact, 0.0, rounding.above(high + planes.upper_intercept.to(_EXACT) - center, slack)).clamp_min(0)
-        charge = self.activation_charge(index, lower_slope, upper_slope)
-        charge = charge + torch.where(exact, 0.0, slack).to(self.dtype) * rounding.SAFETY
+        level = (planes.lower_intercept == 0) | (op.gather(lower_slope.abs()) == 0)
+        exact = (op.gather(~straight) == 0) & level & (planes.lower_intercept == planes.upper_intercept)
+        # float64 roundings of the two planes at the centre, paid outward
+        size = op.gather((lower_slope.abs() + upper_slope.abs()) * z.abs()) + planes.lower_intercept.abs() + planes.upper_intercept.abs()
+        slack = torch.where(exact, 0.0, rounding.gamma(lower_slope.shape[-1] + 4 if low.shape != lower_slope.shape else 4, _EXACT) * size)
+        gap = torch.where(exact, 0.0, rounding.above(high + planes.upper_intercept - center, slack)).clamp_min(0)
+        charge = self.activation_charge(index, lower_slope, upper_slope) + slack.to(self.dtype) * rounding.SAFETY
         step, gap = upper_slope - lower_slope, rounding.round_up(gap, self.dtype)
         self.planes[index] = Planes(lower_slope, step, gap, rounding.segments(gap), not bool(step.any()))
         self.center[index] = center
@@ -287,9 +296,9 @@ class Trace:
             terms.append(self._execution_error(index))
         if columns is not None:
             terms = [t.flatten(1)[:, columns].unsqueeze(1) for t in terms]
-        steepness = torch.maximum(lower_slope.abs(), upper_slope.abs()).detach()
-        spread = (lower_slope.abs() + upper_slope.abs()).detach()
-        rough = torch.where(_straight(lower_slope, upper_slope), 0.0, 2 * rounding.gamma(5, self.dtype) * spread)
+        below, above = lower_slope.detach().abs(), upper_slope.detach().abs()
+        steepness = torch.maximum(below, above)
+        rough = torch.where(_straight(lower_slope, upper_slope), 0.0, 2 * rounding.gamma(5, self.dtype) * (below + above))
         total = steepness * terms[0] + rough * terms[1]
         charge = (total if columns is not None else node.op.gather(total)) * rounding.SAFETY  # type: ignore[attr-defined]
         return charge + terms[2] if len(terms) == 3 else charge
@@ -315,7 +324,7 @@ class Trace:
 
 def _straight(lower_slope: Tensor, upper_slope: Tensor) -> Tensor:
     """Where both slopes are the same 0, 1 or -1: multiplying by them rounds nothing."""
-    return (lower_slope == upper_slope) & (lower_slope.abs() <= 1) & (lower_slope == lower_slope.round())
+    return (lower_slope == upper_slope) & (lower_slope == lower_slope.round().clamp(-1, 1))
 
 
 def trace_through(

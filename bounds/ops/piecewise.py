@@ -234,7 +234,8 @@ def _enclose(a: Tensor, c: Tensor, slope: Tensor, point: Tensor) -> tuple[Tensor
 def finite_ends(x: Interval, op: Activation) -> tuple[Tensor, Tensor]:
     """The ends in float64, in order."""
     lower, upper = x.lower.double(), x.upper.double()
-    if not bool((torch.isfinite(lower) & torch.isfinite(upper)).all()):
+    # Infinite and NaN ends make this sum infinite or NaN.
+    if not math.isfinite((upper - lower).sum().item()) and not x.is_finite():
         raise NumericsError(
             f"{type(op).__name__} met a NaN or infinite bound on its input; bound it finitely, or use float64 if it overflowed"
         )
