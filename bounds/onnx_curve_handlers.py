@@ -11,38 +11,54 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from bounds import onnx_patterns
 from bounds.onnx_graph import Handler, NodeReader
 from bounds.ops.affine import AddBranches, Divide, ReduceMean, Scale, Shift, SubBranches
 from bounds.ops.base import Op
 from bounds.ops.bilinear import MatrixProduct, Multiply
 from bounds.ops.functions import Atan, Cos, Elu, Erf, Exp, Log, Power, Sin, Softplus, Softsign
-from bounds.ops.gated import Gelu, Silu
+from bounds.ops.gated import Gelu, GeluTanh, Silu
 from bounds.ops.piecewise import Clip, Relu
 from bounds.ops.shape import Transpose
-from bounds.ops.sign import Sign
-from bounds.ops.smooth import Sigmoid, Tanh
+from bounds.ops.sign import Exceeds, Sign
+from bounds.ops.smooth import Tanh
 from bounds.ops.softmax import LogSumExp
 
 
 def multiplied(node: NodeReader, first: int, second: int) -> int:
-    """The product of two computed tensors; of one with itself, its square; of one with its own sigmoid, its SiLU."""
-    if first == second:
-        return node.emit(Power(2.0), first)
-    for one, other in ((first, second), (second, first)):
-        gate = node.builder.nodes[other]
-        if isinstance(gate.op, Sigmoid) and gate.inputs == (one,):
-            return node.emit(Silu(), one)
+    """The product of two computed tensors, or the curve that it is."""
+    curve = onnx_patterns.product(node, first, second)
+    if curve is not None:
+        return curve
     rank = max(len(node.builder.shape(first)), len(node.builder.shape(second)))
     return node.emit(Multiply(), node.with_rank(first, rank), node.with_rank(second, rank))
 
 
 def divided(node: NodeReader) -> int:
-    """A constant or a computed tensor divided by a computed one: multiplied by its reciprocal."""
-    inverse = node.emit(Power(-1.0), node.source(1))
+    """A constant or a computed tensor divided by a computed one: multiplied by its reciprocal, or the curve that the quotient is."""
     if not node.is_constant(0):
-        return multiplied(node, node.source(0), inverse)
+        curve = onnx_patterns.quotient(node, node.source(0), node.source(1))
+        return curve if curve is not None else multiplied(node, node.source(0), node.emit(Power(-1.0), node.source(1)))
+    inverse = node.emit(Power(-1.0), node.source(1))
     factor = node.weight(0)
     return node.emit(Scale(factor), node.with_rank(inverse, factor.dim()))
+
+
+def selected(node: NodeReader) -> int:
+    """A selection by a computed condition, where it is a curve."""
+    where = "only a softplus cut off by a comparison may be selected"
+    if not any(node.is_constant(position) for position in range(3)):
+        curve = onnx_patterns.selection(node, *(node.source(position) for position in range(3)))
+        if curve is not None:
+            return curve
+    raise node.refuse(f"a computed condition is not supported ({where})", "write it as a product or a maximum")
+
+
+def _greater(node: NodeReader) -> int:
+    """A condition, which what it selects has to do away with."""
+    if node.is_constant(0) or not node.is_constant(1) or node.constant(1).size != 1:
+        raise node.refuse("comparisons are not supported (except with one number, where that cuts off a softplus)")
+    return node.emit(Exceeds(float(node.constant(1).reshape(-1)[0])), node.source(0))
 
 
 def matrix_product(node: NodeReader) -> int:
@@ -78,14 +94,11 @@ def _pow(node: NodeReader) -> int:
 
 
 def _gelu(node: NodeReader) -> int:
-    """Exactly, or as x sigmoid(2 sqrt(2 / pi) (x + 0.044715 x^3)), its approximation by tanh."""
+    """Exactly, or its approximation by tanh."""
     if node.attribute("approximate", "none") == "none":
         return node.emit(Gelu(), node.source(0))
     node.require("approximate", "tanh")
-    source = node.source(0)
-    cube = node.emit(Scale(torch.tensor(0.044715)), node.emit(Power(3.0), source))
-    inner = node.emit(Scale(torch.tensor(2 * math.sqrt(2 / math.pi))), node.emit(AddBranches(), source, cube))
-    return node.emit(Multiply(), source, node.emit(Sigmoid(), inner))
+    return node.emit(GeluTanh(), node.source(0))
 
 
 def _mish(node: NodeReader) -> int:
@@ -223,6 +236,7 @@ CURVE_HANDLERS: dict[str, Handler] = {
     "Erf": _curve(Erf),
     "Exp": _curve(Exp),
     "Gelu": _gelu,
+    "Greater": _greater,
     "GroupNormalization": _group_normalization,
     "HardSwish": _hard_swish,
     "InstanceNormalization": _instance_normalization,

@@ -5,6 +5,7 @@ Shapes are those of ONNX tensors with the batch axis set to 1. Nothing here impo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from bounds.errors import ModelError, NumericsError, ShapeError, UnsupportedOpError
 from bounds.network import Node
-from bounds.ops.affine import LeftLinear, Linear
+from bounds.ops.affine import LeftLinear, Linear, Scale
 from bounds.ops.base import Input, Op, Shape, product
 from bounds.ops.convolution import Conv, ConvTranspose
 from bounds.ops.shape import Reshape
+from bounds.ops.sign import Exceeds
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,8 @@ class GraphBuilder:
                 return sources[0]
             self.nodes.append(Node(op, sources, op.shape, name))
             return len(self.nodes) - 1
+        if isinstance(op, Scale) and self._undoes(op, sources[0]):
+            return self.nodes[sources[0]].inputs[0]
         dtype = next((p.dtype for p in op.parameters()), torch.float32)
         try:
             shape = op.forward(*(torch.zeros(1, *self.shape(s), dtype=dtype) for s in sources)).shape
@@ -73,6 +77,14 @@ class GraphBuilder:
         self.nodes.append(Node(op, sources, tuple(shape[1:]), name))
         return len(self.nodes) - 1
 
+    def _undoes(self, op: Scale, source: int) -> bool:
+        """Whether multiplying by one number gives back what the source multiplied by a power of two."""
+        held = self.nodes[source]
+        if not isinstance(held.op, Scale) or op.factor.numel() != 1 or held.op.factor.numel() != 1 or op.factor.dim() > len(held.shape):
+            return False
+        first, second = float(held.op.factor), float(op.factor)
+        return first * second == 1.0 and abs(math.frexp(first)[0]) == 0.5 and self.shape(held.inputs[0]) == held.shape
+
     def finish(self, output: int) -> tuple[Node, ...]:
         """The nodes that `output` depends on, in order, with one parameter type (the widest met, at least float32)."""
         needed = {0, output}
@@ -82,6 +94,11 @@ class GraphBuilder:
         order = sorted(needed)
         place = {old: new for new, old in enumerate(order)}
         kept = [replace(self.nodes[old], inputs=tuple(place[s] for s in self.nodes[old].inputs)) for old in order]
+        for node in kept:
+            if isinstance(node.op, Exceeds):
+                raise UnsupportedOpError(
+                    f"node {node.name!r}: a comparison is supported only where it cuts off a softplus; rewrite the model"
+                )
         dtype = torch.float32
         for node in kept:
             for parameter in node.op.parameters():

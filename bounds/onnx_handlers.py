@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bounds.onnx_curve_handlers import CURVE_HANDLERS, divided, matrix_product, multiplied
+from bounds.onnx_curve_handlers import CURVE_HANDLERS, divided, matrix_product, multiplied, selected
 from bounds.onnx_graph import Handler, NodeReader, fits_into
 from bounds.onnx_resize_handlers import RESIZE_HANDLERS
 from bounds.onnx_shape_handlers import SHAPE_HANDLERS
@@ -326,7 +326,7 @@ def _hard_sigmoid(node: NodeReader) -> int:
 def _where(node: NodeReader) -> int:
     """c a + (1 - c) b with a constant condition c."""
     if not node.is_constant(0):
-        raise node.refuse("a computed condition is not supported", "write it as a product or a maximum")
+        return selected(node)
     chosen = torch.from_numpy(node.constant(0).astype(np.float32))
     parts, offset = [], None
     for position, mask in ((1, chosen), (2, 1 - chosen)):

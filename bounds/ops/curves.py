@@ -51,6 +51,8 @@ class Curve(Activation):
     given value there."""
 
     free = True
+    stray: float = 0.0
+    """How far what the curve stands for may be from act(x) anywhere: its planes and intervals include it."""
     least: ClassVar[float] = -torch.inf
     most: ClassVar[float] = torch.inf
 
@@ -170,7 +172,7 @@ class Curve(Activation):
         return type(self).__name__
 
     def _supremum(self, lower: Tensor, upper: Tensor, slope: Tensor, side: int) -> Tensor:
-        """A number >= sup of side (act(x) - slope x) on [lower, upper] in real arithmetic."""
+        """A number >= sup of side (act(x) - slope x) on [lower, upper] in real arithmetic, and as far beyond as the curve may stray."""
         best = torch.maximum(self._residual(lower, slope, side), self._residual(upper, slope, side))
         pieces = self.pieces(lower, upper)
         for piece in pieces:
@@ -180,7 +182,7 @@ class Curve(Activation):
                 continue
             touch = torch.maximum(best, self._tangent(piece, slope, side))
             best = touch if isinstance(piece.bend, int) else torch.where(piece.bend == side, best, touch)
-        return best + self.slip(slope, lower, upper)
+        return best + (self.slip(slope, lower, upper) + self.stray)
 
     def _tangent(self, piece: Piece, slope: Tensor, side: int) -> Tensor:
         """A number >= side (act(x) - slope x) on a piece where side * act is concave: the largest value of a tangent's.

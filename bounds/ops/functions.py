@@ -226,6 +226,8 @@ class Softsign(Odd):
 class Softplus(Curve):
     """log(1 + exp(x))."""
 
+    stray: float = 0.0
+
     convex = True
     least = 0.0
 

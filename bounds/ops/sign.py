@@ -1,4 +1,4 @@
-"""The sign: constant on either side of a jump."""
+"""Jumps: the sign, and comparisons that other operators make."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from bounds import rounding
+from bounds.errors import UnsupportedOpError
 from bounds.interval import Interval
 from bounds.linear import Relaxation
-from bounds.ops.base import Activation, Slopes
+from bounds.ops.base import Activation, Op, Slopes
 from bounds.ops.piecewise import finite_ends
 
 _EXACT = torch.float64
@@ -90,3 +91,16 @@ class Sign(Activation):
 
     def split_point(self, x: Interval) -> Tensor:
         return torch.zeros_like(x.lower)
+
+
+@dataclass(frozen=True, eq=False)
+class Exceeds(Op):
+    """Whether x > threshold. A network never holds it: while a model is read it stands for a condition until what that selects is known."""
+
+    threshold: float
+
+    def forward(self, *xs: Tensor) -> Tensor:
+        return xs[0] > self.threshold
+
+    def interval(self, *xs: Interval) -> Interval:
+        raise UnsupportedOpError("a comparison has no bounds; rewrite the model without it")

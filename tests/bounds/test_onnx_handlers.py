@@ -279,7 +279,8 @@ CASES = [
 
 
 def test_every_handler_has_a_case() -> None:
-    assert {case.op for case in CASES} == set(HANDLERS)
+    # a comparison has no value of its own: see test_onnx_patterns
+    assert {case.op for case in CASES} == set(HANDLERS) - {"Greater"}
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
