@@ -69,11 +69,11 @@ def certified_radius(planes: LinearBounds, ball: LpBall, lower: Tensor | None = 
     # Other rows that reach into the ball rarely come nearer than the lowest: those clear of the radius found need no distance.
     crossed[image, row] = False
     image, row = (crossed & (radius > 0).unsqueeze(-1)).nonzero(as_tuple=True)
-    for dtype in (planes.lower_A.dtype, _EXACT):
-        if len(image) == 0:
-            return radius
-        near = ~_Seen.rows(planes, ball, image, row, dtype).clear(radius[image])
+    if len(image) > 0:
+        near = ~_Seen.rows(planes, ball, image, row, planes.lower_A.dtype).clear(radius[image])
         image, row = image[near], row[near]
+    if len(image) == 0:
+        return radius
     found = _Seen.rows(planes, ball, image, row).within(radius[image])
     return radius.scatter_reduce(0, image, found, "amin")
 
@@ -109,15 +109,16 @@ class _Seen:
     def rows(cls, planes: LinearBounds, ball: LpBall, image: Tensor, row: Tensor, dtype: torch.dtype = _EXACT) -> _Seen:
         """Row `row` of the planes of set `image`, for several of them."""
         A, b = planes.lower_A[image, row].to(ball.center.device, dtype).flatten(1), planes.lower_b[image, row].to(ball.center)
-        centers, steep = ball.center.flatten(1), A.abs()
-        size = steep.sum(-1).to(_EXACT) * centers.abs().amax(-1)[image] + b.abs()
+        own = ball.select(image)
+        center, steep = own.center.flatten(1), A.abs()
+        size = steep.sum(-1).to(_EXACT) * center.abs().amax(-1) + b.abs()
         error = rounding.gamma(A.shape[-1] + 6, dtype) * size + rounding.underflow(A.shape[-1] + 6, dtype)
-        floor = rounding.below(_dot(A, centers.to(dtype)[image]).to(_EXACT) + b, error)
+        floor = rounding.below(_dot(A, center.to(dtype)).to(_EXACT) + b, error)
         if not bool(torch.isfinite(floor).all()):
             raise NumericsError(_NOT_FINITE)
         if ball.domain is None or not bool((floor > 0).any()):  # planes that do not separate the centre need no limits
             return cls(steep, floor, None, ball.p)
-        down, up = (side.flatten(1).to(dtype)[image] for side in _sides(ball))
+        down, up = (side.flatten(1).to(dtype) for side in _sides(own))
         return cls(steep, floor, torch.where(A > 0, down, up), ball.p)
 
     def select(self, index: Tensor) -> _Seen:

@@ -102,6 +102,8 @@ class Region(ABC):
 def _sets(value: Any, indices: Tensor | slice) -> Any:
     """The given sets' part of a tensor (B, ...), or of what is made of such tensors; anything else as it is."""
     if isinstance(value, Tensor):
+        if value.dim() > 1 and not any(value.stride()[1:]):  # one number a set, expanded: it stays so
+            return value[(slice(None), *(slice(1),) * (value.dim() - 1))][indices].expand(-1, *value.shape[1:])
         return value[indices]
     if isinstance(value, Interval):
         return Interval(value.lower[indices], value.upper[indices])

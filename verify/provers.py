@@ -27,8 +27,8 @@ LINEAR = ("ibp-planes", "crown-ibp", "fastlin", "crown", "alpha")
 ENGINES = ("ibp", *LINEAR)
 _GROUP = 32
 """Images bounded in one call: enough to keep a matrix product busy, few enough for the caches."""
-_FEW = 8
-"""Up to so many open images of a group wait for those of other groups, so that a call for their radii is worth its overhead."""
+_HELD = 2**20
+"""Coefficients of open images that wait for those of other groups, so that a call for their radii is worth its overhead."""
 _DOUBT = 0.02
 """Margins proven to be above minus this share of their range are tried again in float64; float32 rounding costs less in most networks."""
 
@@ -152,18 +152,15 @@ class _Work:
         self.radii_seconds += self.clock() - middle
 
     def _keep(self, images: Tensor, lower: Tensor, planes: LinearBounds | None) -> None:
-        """Radii of proven images are known. Others are worked out at once where they are many; where they are few their planes wait."""
+        """Radii of proven images are known. The planes of others wait until there are enough of them."""
         left = (lower <= 0).any(-1)
         proven, open_ = images[~left], images[left]
         self.radii[proven] = self.eps[proven]
         if planes is None or len(open_) == 0:
             return
-        if len(open_) > _FEW:
-            found = certified_radius(planes, self.region.select(images), lower)
-            self.radii.scatter_reduce_(0, images, found, "amax")
-            return
-        self.waiting.append(_Open(open_, planes.lower_A[left].cpu(), planes.lower_b[left].cpu(), lower[left]))
-        if sum(len(w.images) for w in self.waiting) > 4 * _FEW:
+        part = slice(None) if len(open_) == len(images) else left
+        self.waiting.append(_Open(open_, planes.lower_A[part].cpu(), planes.lower_b[part].cpu(), lower[part]))
+        if sum(w.A.numel() for w in self.waiting) > _HELD:
             self._measure()
 
     def finish(self) -> None:
