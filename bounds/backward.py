@@ -206,25 +206,27 @@ def bound_node(trace: Trace, index: int, wanted: Tensor, memory: int, settled: C
 
 def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Interval) -> None:
     """Write both bounds of the wanted elements (B, n) into `best`; for parallel planes, where one walk gives both."""
-    center, dtype = trace.center[index].flatten(1), trace.dtype
+    dtype = trace.dtype
     for images, elements, valid in row_groups(trace, index, wanted, memory):
         trace.check_time()
-        floor, ceiling = _walk_elements(_view(trace, images), Rows(index, elements, None))
-        base, where = center[images].gather(1, elements), (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
+        view = _view(trace, images)
+        floor, ceiling = _walk_elements(view, Rows(index, elements, None))
+        base, where = view.pick(trace.center[index], elements), (images.unsqueeze(1).expand_as(elements)[valid], elements[valid])
         best.lower[where] = rounding.round_down(rounding.below(base + floor), dtype)[valid]
         best.upper[where] = rounding.round_up(rounding.above(base + ceiling), dtype)[valid]
 
 
 def _bound_sides(trace: Trace, index: int, sides: tuple[Tensor, Tensor], memory: int, best: Interval) -> None:
     """Write lower bounds of the elements wanted in sides[0] (B, n) and upper bounds of those in sides[1] into `best`."""
-    center, dtype, count = trace.center[index].flatten(1), trace.dtype, sides[0].shape[1]
+    dtype, count = trace.dtype, sides[0].shape[1]
     wanted = torch.cat(sides, dim=1)
     for images, places, valid in row_groups(trace, index, wanted, memory):
         trace.check_time()
         elements, falls = places % count, places >= count
         sign = torch.where(falls, -1.0, 1.0).to(dtype)
-        floor, _ = _walk_elements(_view(trace, images), Rows(index, elements, sign))
-        base, where = center[images].gather(1, elements), images.unsqueeze(1).expand_as(elements)
+        view = _view(trace, images)
+        floor, _ = _walk_elements(view, Rows(index, elements, sign))
+        base, where = view.pick(trace.center[index], elements), images.unsqueeze(1).expand_as(elements)
         low, high = valid & ~falls, valid & falls
         best.lower[where[low], elements[low]] = rounding.round_down(rounding.below(base + floor), dtype)[low]
         best.upper[where[high], elements[high]] = rounding.round_up(rounding.above(base - floor), dtype)[high]
@@ -327,13 +329,13 @@ def objective_start(view: View, C: Tensor) -> Start:
 
 def element_start(view: View, rows: Rows) -> Start:
     """Signed elements of a node."""
-    value = view.part(view.trace.center[rows.start]).flatten(1).gather(1, rows.elements)
+    value = view.pick(view.trace.center[rows.start], rows.elements)
     value = value if rows.sign is None else value * rows.sign
     return Start(_first_coefficients(view, rows), _element_fee(view, rows), value, torch.zeros_like(value))
 
 
 def _element_fee(view: View, rows: Rows) -> Tensor:
-    charge = view.charge(rows.start).flatten(1).gather(1, rows.elements)
+    charge = view.pick(view.trace.charge[rows.start], rows.elements)
     return charge.to(_EXACT) * rounding.SAFETY + 2 * view.underflow().unsqueeze(1)
 
 

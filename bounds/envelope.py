@@ -108,7 +108,8 @@ class _Seen:
     @classmethod
     def rows(cls, planes: LinearBounds, ball: LpBall, image: Tensor, row: Tensor, dtype: torch.dtype = _EXACT) -> _Seen:
         """Row `row` of the planes of set `image`, for several of them."""
-        A, b = planes.lower_A[image, row].to(ball.center.device, dtype).flatten(1), planes.lower_b[image, row].to(ball.center)
+        A = planes.lower_A.flatten(0, 1).index_select(0, image * planes.lower_A.shape[1] + row).to(ball.center.device, dtype).flatten(1)
+        b = planes.lower_b[image, row].to(ball.center)
         own = ball.select(image)
         center, steep = own.center.flatten(1), A.abs()
         size = steep.sum(-1).to(_EXACT) * center.abs().amax(-1) + b.abs()
@@ -123,8 +124,8 @@ class _Seen:
 
     def select(self, index: Tensor) -> _Seen:
         """Some of them."""
-        limits = None if self.limits is None else self.limits[index]
-        return _Seen(self.steep[index], self.floor[index], limits, self.p)
+        limits = None if self.limits is None else self.limits.index_select(0, index)
+        return _Seen(self.steep.index_select(0, index), self.floor[index], limits, self.p)
 
     def within(self, most: Tensor) -> Tensor:
         """min(most, distance), rounded downward; (T,)."""

@@ -103,10 +103,15 @@ def _sets(value: Any, indices: Tensor | slice) -> Any:
     """The given sets' part of a tensor (B, ...), or of what is made of such tensors; anything else as it is."""
     if isinstance(value, Tensor):
         if value.dim() > 1 and not any(value.stride()[1:]):  # one number a set, expanded: it stays so
-            return value[(slice(None), *(slice(1),) * (value.dim() - 1))][indices].expand(-1, *value.shape[1:])
+            first: Tensor = _sets(
+                value.flatten(1)[:, 0] if value.shape[0] == 0 else value.as_strided(value.shape[:1], value.stride()[:1]), indices
+            )
+            return first.reshape(-1, *[1] * (value.dim() - 1)).expand(-1, *value.shape[1:])
+        if isinstance(indices, Tensor) and indices.dtype == torch.long and indices.dim() == 1:
+            return value.index_select(0, indices.to(value.device))  # several times as fast as indexing
         return value[indices]
     if isinstance(value, Interval):
-        return Interval(value.lower[indices], value.upper[indices])
+        return Interval(_sets(value.lower, indices), _sets(value.upper, indices))
     return tuple(_sets(one, indices) for one in value) if isinstance(value, tuple) else value
 
 
@@ -180,7 +185,7 @@ class Box(Region):
 
     def decrease(self, A: Tensor, sets: Tensor | None = None) -> Tensor:
         radius = self.radius(A.dtype).flatten(1)
-        return rounding.dot_above(A.flatten(2).abs(), radius if sets is None else radius[sets])
+        return rounding.dot_above(A.flatten(2).abs(), radius if sets is None else radius.index_select(0, sets))
 
     def decrease_patch(self, patch: Patch) -> Tensor:
         dtype = patch.A.dtype

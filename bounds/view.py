@@ -20,7 +20,12 @@ class View:
 
     def part(self, whole: Tensor) -> Tensor:
         """What a tensor (regions, ...) of the trace holds of these regions."""
-        return whole if self.images is None else whole[self.images]
+        return whole if self.images is None else whole.index_select(0, self.images)
+
+    def pick(self, whole: Tensor, elements: Tensor) -> Tensor:
+        """What it holds at some elements of each, positions in the flattened node (images, rows)."""
+        flat = whole.flatten(1)
+        return flat.gather(1, elements) if self.images is None else flat[self.images.unsqueeze(1), elements]
 
     def planes(self, index: int) -> Planes:
         """The planes of activation `index`."""

@@ -120,9 +120,11 @@ class _Batch:
 
     def select(self, indices: Tensor) -> _Batch:
         """Some of the boxes."""
-        picked = {i: Interval(v.lower[indices], v.upper[indices]) for i, v in self.intervals.items()}
-        A, b, rise, closed = self.A[indices], self.b[indices], self.rise[indices], self.closed[indices]
-        return _Batch(self.lower[indices], self.upper[indices], self.rows[indices], A, b, rise, closed, picked)
+        lower, upper, rows, A, b, rise, closed = (
+            part.index_select(0, indices) for part in (self.lower, self.upper, self.rows, self.A, self.b, self.rise, self.closed)
+        )
+        picked = {i: Interval(v.lower.index_select(0, indices), v.upper.index_select(0, indices)) for i, v in self.intervals.items()}
+        return _Batch(lower, upper, rows, A, b, rise, closed, picked)
 
     def __len__(self) -> int:
         return len(self.lower)

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from verify.allocator import hold_freed
 from verify.exits import ERROR, INTERRUPTED, VERIFIED
 from verify.startup import quick_exit, quick_imports
 
@@ -39,6 +40,7 @@ Model = Annotated[Path, typer.Argument(metavar="NET.onnx", help="The network, pl
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit. Every deliberate error is one line on stderr and exit code 2; a defect of ours is a traceback and 2."""
     given = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    hold_freed()
     try:
         code = app(given, prog_name="ringfence", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bounds.errors import RingfenceError, SpecError
+from verify.allocator import hold_freed
 from verify.startup import quick_exit, quick_imports
 from verify.witness import vnncomp_text, write_atomically
 
@@ -29,6 +30,7 @@ def result_of(model: Path, spec: Path, deadline: float) -> str:
     Raises:
         RingfenceError: the network or the question cannot be used.
     """
+    hold_freed()
     with quick_imports():
         import torch
 

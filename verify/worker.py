@@ -13,6 +13,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from verify.allocator import hold_freed, return_freed
 from verify.records import Outcome
 from verify.resources import Meter
 from verify.startup import quick_imports
@@ -28,6 +29,7 @@ def serve(connection: Connection, make: MakeAnswer, log: str, driver: int) -> No
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with(driver)
     _redirect(log)
+    hold_freed()
     with quick_imports():
         answer = make()
     connection.send(READY)
@@ -41,6 +43,7 @@ def serve(connection: Connection, make: MakeAnswer, log: str, driver: int) -> No
 
 
 def _answer(answer: Answer, order: Order, connection: Connection) -> Outcome:
+    return_freed()  # of the order before
     meter = Meter()
     try:
         outcome = answer(order, lambda: connection.send(STARTED))

@@ -48,7 +48,7 @@ class Linear(Affine):
     def unit_adjoint(self, elements: Tensor, *shapes: Shape) -> tuple[Tensor, ...] | None:
         if product(shapes[0]) != self.weight.shape[1]:
             return None
-        return (self.weight[elements].unflatten(-1, shapes[0]),)
+        return (self.weight.index_select(0, elements.flatten()).reshape(*elements.shape, *shapes[0]),)
 
     def terms(self, *shapes: Shape) -> int:
         return self.weight.shape[1] + (self.offset is not None)
