@@ -54,6 +54,8 @@ _STARTS = 32
 _DESCENT = Pgd(steps=30, restarts=1)
 _DESCEND = frozenset(4**k for k in range(1, 12))
 """After which batches an attack starts from the `_STARTS` lowest points."""
+_BARREN = 0.4
+"""Share of a first look after which it ends if no box was closed: on ACAS Xu every question that it decides had one by then."""
 _SMALL = 2**11
 """Numbers of all nodes up to which a first look is as long as it may be."""
 
@@ -168,7 +170,7 @@ class _Search:
             while self.heap:
                 if self.deadline is not None and time.monotonic() >= self.deadline:
                     return self.undecided("split: time limit")
-                if self.bounded >= self.enough:
+                if self.bounded >= (self.enough if self.proven < math.inf else _BARREN * self.enough):
                     return self.handed_on()
                 if len(self.heap) > self.stage.most_boxes:
                     return self.undecided(f"split: {len(self.heap)} boxes are open, as many as are kept")

@@ -238,6 +238,17 @@ def test_a_first_look_ends_after_its_boxes(monkeypatch: pytest.MonkeyPatch) -> N
     assert shorter.bound < look.bound
 
 
+def test_a_first_look_that_closes_nothing_ends_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, counts = _query([-1.0, -0.7], [0.9, 1.1], -0.2501), []
+    for share in (1.0, 0.3):
+        monkeypatch.setattr(bisection, "_BARREN", share)
+        monkeypatch.setattr(bisection._Search, "settled", lambda self, batch, cut=None: batch)  # nothing counts as closed
+        search = bisection._Search(query, query.specification.region, SplitInput(batch=1, most_bounded=20), None)
+        assert isinstance(search.run(), Query)
+        counts.append(search.bounded)
+    assert counts == [20, 6]
+
+
 def test_a_longer_look_goes_on_where_the_first_one_stopped() -> None:
     query = _query([-1.0, -0.7], [0.9, 1.1], -0.2501)
     look = SplitInput(batch=4, most_bounded=30)(query)
