@@ -75,7 +75,7 @@ def default_stages(seed: int = 0, effort: Effort = "normal") -> tuple[Stage, ...
         SplitInput(),
         SplitNeurons(seconds=1.0),
         Refute(),
-        Exact(seconds=3.0 * longer, most_unstable=200, shallow=10.0 * longer),
+        Exact(seconds=3.0 * longer, most_unstable=200, shallow=30.0 * longer),
         SplitNeurons(root_steps=200, share=0.6) if thorough else SplitNeurons(share=0.6),
         Falsify(Pgd(steps=100, restarts=4000 * longer, seed=seed + 2), seconds=3.0 * longer),
         Tighten(seconds=20.0 * longer),

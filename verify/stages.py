@@ -51,12 +51,12 @@ class Options:
         """Seconds until the deadline (not below 0), or None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
-    def budget(self, seconds: float | None) -> float | None:
-        """Seconds for one stage: what it asks for, but at most half of what is left, so that later stages get their turn."""
+    def budget(self, seconds: float | None, share: float = 0.5) -> float | None:
+        """Seconds for one stage: what it asks for, but at most a share of what is left, so that later stages get their turn."""
         left = self.remaining()
         if seconds is None or left is None:
             return left if seconds is None else seconds
-        return min(seconds, left / 2)
+        return min(seconds, share * left)
 
     @property
     def late(self) -> bool:
@@ -167,6 +167,8 @@ class Query:
         return Unknown(reason, self.bound)
 
 
+_FLAT_SHARE = 0.8
+"""Share of what is left that programs get where all unstable neurons are in one layer: nothing else is as good there."""
 _EVALUATION = 1e-7
 """What evaluating a network in float64 may be off by, relative above 1."""
 
@@ -326,7 +328,7 @@ class Exact:
 
     solver: its name, None for the default. A positive answer closes the set; a point is replayed on the original model. seconds: for all sets
     together; None for all that is left. most_unstable: with more unstable neurons the stage hands the query on untouched, unless they are all in
-    one layer: such programs have tight relaxations whatever their size, and get the seconds of `shallow`.
+    one layer: such programs have tight relaxations whatever their size, and get the seconds of `shallow` whatever it is.
     """
 
     solver: str | None = None
@@ -362,7 +364,8 @@ class Exact:
             return query.noting(f"a proof by {solver.name} cannot be confirmed by {second.name} itself; name another solver")
         goal = query.goal
         bounds = goal.per_set(query.lower - goal.d.to(query.lower)).tolist()
-        budget = query.options.budget(self.seconds if query.unstable <= self.most_unstable else self.shallow)
+        flat = self.shallow is not None and query.layers == 1
+        budget = query.options.budget(self.shallow, _FLAT_SHARE) if flat else query.options.budget(self.seconds)
         end = None if budget is None else time.monotonic() + budget
         for number in most_promising_first(bounds):
             if bool(query.closed[number]):

@@ -230,12 +230,29 @@ def test_programs_are_asked_about_one_layer_whatever_its_size() -> None:
     assert isinstance(verify(bump(), tight, stages=(ibp, crown, recorder, small)).verdict, Falsified)
     assert recorder.asked[0].layers == 1
     assert Refute(most_shallow=0).skips(recorder.asked[0]) is not None
+    # most of what is left whatever the number of neurons, as nothing else is as good there
+    assert (_seconds(recorder.asked[0], Exact(seconds=1.0, shallow=100.0)), _seconds(recorder.asked[0], Exact(seconds=1.0))) == (80.0, 1.0)
     # relu(relu(x0 + x1 - 1.5) - 0.1): both neurons are unstable
     again = chain(2, (bump().nodes[1].op, 1), (Relu(), 1), (Linear(torch.ones(1, 1), torch.tensor([-0.1])), 1), (Relu(), 1))
     deeper = Recorder()
     assert isinstance(verify(again, output_bounds(box(), [None], [0.2]), stages=(ibp, deeper, small)).verdict, Unknown)
     assert deeper.asked[0].layers == 2
     assert Refute(most_shallow=0).skips(deeper.asked[0]) is None
+    assert _seconds(deeper.asked[0], Exact(seconds=1.0, shallow=100.0)) == 1.0
+
+
+def _seconds(query: Query, stage: Exact) -> float:
+    """What a stage gives its programs of a hundred seconds, rounded."""
+    given: list[float] = []
+
+    def recorded(query: Query, number: int, solver: object, second: object, left: float) -> Query:
+        given.append(left)
+        return query
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Exact, "_one", lambda self, *asked: recorded(*asked))
+        stage(replace(query, options=replace(query.options, deadline=time.monotonic() + 100.0)))
+    return round(given[0], 0)
 
 
 def test_a_memory_limit_leaves_the_bound_of_what_fits(root: Path) -> None:
