@@ -38,8 +38,8 @@ def divided(node: NodeReader) -> int:
     """A constant or a computed tensor divided by a computed one: multiplied by its reciprocal, or the curve that the quotient is."""
     if not node.is_constant(0):
         curve = onnx_patterns.quotient(node, node.source(0), node.source(1))
-        return curve if curve is not None else multiplied(node, node.source(0), node.emit(Power(-1.0), node.source(1)))
-    inverse = node.emit(Power(-1.0), node.source(1))
+        return curve if curve is not None else multiplied(node, node.source(0), onnx_patterns.reciprocal(node, node.source(1)))
+    inverse = onnx_patterns.reciprocal(node, node.source(1))
     factor = node.weight(0)
     return node.emit(Scale(factor), node.with_rank(inverse, factor.dim()))
 
@@ -245,7 +245,7 @@ CURVE_HANDLERS: dict[str, Handler] = {
     "LogSoftmax": _log_softmax,
     "Mish": _mish,
     "Pow": _pow,
-    "Reciprocal": _curve(lambda: Power(-1.0)),
+    "Reciprocal": lambda node: onnx_patterns.reciprocal(node, node.source(0)),
     "Selu": _selu,
     "Sign": _curve(Sign),
     "Sin": _curve(Sin),

@@ -61,6 +61,14 @@ def quotient(node: NodeReader, first: int, second: int) -> int | None:
     return node.emit(Softsign(), first) if size is not None and isinstance(size.op, Abs) and size.inputs == (first,) else None
 
 
+def reciprocal(node: NodeReader, source: int) -> int:
+    """1 / x; of a power the power with the opposite exponent, which is defined for the same numbers except 0."""
+    held = node.builder.nodes[source]
+    if isinstance(held.op, Power) and held.op.exponent != -1.0:
+        return node.emit(Power(-held.op.exponent), *held.inputs)
+    return node.emit(Power(-1.0), source)
+
+
 def selection(node: NodeReader, condition: int, then: int, otherwise: int) -> int | None:
     """A softplus that exporters cut off: x where beta x > threshold, softplus(beta x) / beta elsewhere."""
     test, chosen = node.builder.nodes[condition], node.builder.nodes[otherwise]

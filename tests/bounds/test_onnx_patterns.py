@@ -45,6 +45,7 @@ CUBED: list[Step] = [("Pow", ["x", "three"], "p"), ("Mul", ["p", "cube"], "q"), 
 TANH: list[Step] = [*CUBED, ("Mul", ["r", "rate"], "s"), ("Tanh", ["s"], "t"), ("Add", ["one", "t"], "c")]
 CUT: list[Step] = [("Softplus", ["x"], "a"), ("Greater", ["x", "far"], "b")]
 SCALED: list[Step] = [("Mul", ["x", "beta"], "u"), ("Softplus", ["u"], "s"), ("Div", ["s", "beta"], "d"), ("Greater", ["u", "far"], "b")]
+ROOTED: list[Step] = [("Mul", ["x", "x"], "a"), ("Add", ["a", "one"], "b"), ("Sqrt", ["b"], "c")]
 
 PATTERNS: dict[str, tuple[list[Step], list[str]]] = {
     "gelu, halved at the end": ([*ERF, ("Mul", ["x", "c"], "d"), ("Mul", ["d", "half"], "y")], ["Gelu"]),
@@ -64,6 +65,8 @@ PATTERNS: dict[str, tuple[list[Step], list[str]]] = {
     "softplus": ([*CUT, ("Where", ["b", "x", "a"], "y")], ["Softplus"]),
     "softplus with beta": ([*SCALED, ("Where", ["b", "x", "d"], "y")], ["Scale", "Softplus", "Divide"]),
     "softsign": ([("Abs", ["x"], "a"), ("Add", ["a", "one"], "b"), ("Div", ["x", "b"], "y")], ["Softsign"]),
+    "one over a root": ([*ROOTED, ("Div", ["one", "c"], "y")], ["Power", "Shift", "Power", "Scale"]),
+    "divided by a root": ([*ROOTED, ("Div", ["x", "c"], "y")], ["Power", "Shift", "Power", "Multiply"]),
     "cube": ([("Mul", ["x", "x"], "a"), ("Mul", ["a", "x"], "y")], ["Power"]),
 }  # fmt: skip
 
