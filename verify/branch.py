@@ -137,8 +137,12 @@ class _Search(SubProblems):
 
     def _split(self, parts: list[Part]) -> list[Part]:
         """Both halves of every part, along the candidate whose worse half is bounded best."""
-        trials = [(k, t) for k, part in enumerate(parts) for t in range(len(part.candidates))]
-        halves = [parts[k].half(parts[k].candidates[t], side) for k, t in trials for side in (1.0, -1.0)]
+        trials = [k for k, part in enumerate(parts) for _ in range(len(part.candidates))]
+        halves = [
+            half
+            for k, new in zip(trials, _both_sides(torch.cat([p.candidates for p in parts])), strict=True)
+            for half in parts[k].halves(new)
+        ]
         chosen: list[Part] = []
         if self.stage.tries > 1:
             values: list[float] = []
@@ -150,7 +154,7 @@ class _Search(SubProblems):
         else:
             values = [0.0] * len(halves)
         best: dict[int, tuple[float, int]] = {}
-        for number, (k, _) in enumerate(trials):
+        for number, k in enumerate(trials):
             low, high = sorted(min(v, 0.0) for v in values[2 * number : 2 * number + 2])
             score = _score(low, high, parts[k].bound)
             if k not in best or score > best[k][0]:
@@ -205,7 +209,8 @@ class _Search(SubProblems):
         rows[owner[leading]] = leading
         values, places = loss[rows].topk(min(self.stage.tries, loss.shape[1]), dim=1)
         found = torch.stack([self.where[places, 0], self.where[places, 1], point[rows].gather(1, places)], dim=-1)
-        return [found[k][values[k] > 0] for k in range(len(best))]
+        counts = (values > 0).sum(1).tolist()  # the largest come first
+        return [some[:count] for some, count in zip(found.unbind(0), counts, strict=True)]
 
     def _settle(self, parts: list[Part], points: Tensor) -> Falsified | None:
         """Close what is proven, keep the rest, and try the points as counterexamples."""
@@ -277,6 +282,13 @@ class _Search(SubProblems):
         least = min([self.proven, *(entry[0] for entry in self.heap), *(part.bound for part in self.stuck)])
         better = replace(self.query, floor=max(self.query.floor, least)) if least > -math.inf else self.query
         return better.noting(f"{reason} after {self.bounded} sub-problems, {len(self.heap) + len(self.stuck)} open")
+
+
+def _both_sides(candidates: Tensor) -> tuple[Tensor, ...]:
+    """Candidates (t, 3) as splits on either side, (2, 4) each."""
+    side = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(len(candidates), 2, 1)
+    twice = candidates.unsqueeze(1).expand(-1, 2, -1)
+    return torch.cat([twice[:, :, :2], side, twice[:, :, 2:]], dim=2).unbind(0)
 
 
 def _score(low: float, high: float, before: float) -> float:

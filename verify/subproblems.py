@@ -43,13 +43,19 @@ class Part:
     alphas: dict[int, tuple[Tensor, ...]]
     candidates: Tensor
 
-    def half(self, candidate: Tensor, side: float) -> Part:
-        """The part of this sub-problem on one side of a candidate; a split of the same neuron and side that it implies is dropped."""
-        implied = (self.splits[:, :2] == candidate[:2]).all(1) & (self.splits[:, 2] == side)
-        new = torch.tensor([[float(candidate[0]), float(candidate[1]), side, float(candidate[2])]], dtype=torch.float64)
-        splits = torch.cat([self.splits[~implied], new])
-        betas = torch.cat([self.betas[:, ~implied], self.betas.new_zeros(len(self.betas), 1)], dim=1)
-        return replace(self, splits=splits, betas=betas)
+    def halves(self, new: Tensor) -> tuple[Part, Part]:
+        """The parts of this sub-problem on both sides of a new split; one of the same neuron and side that it implies is dropped. new: (2, 4)."""
+        betas = torch.cat([self.betas, self.betas.new_zeros(len(self.betas), 1)], dim=1)
+        above, below = (replace(self, splits=torch.cat([self.splits, side]), betas=betas) for side in new.split(1))
+        if bool((self.splits[:, :2] == new[0, :2]).all(1).any()):
+            above, below = above._without_implied(), below._without_implied()
+        return above, below
+
+    def _without_implied(self) -> Part:
+        """Without earlier splits of the newest one's neuron and side."""
+        kept = (self.splits[:, :3] != self.splits[-1, :3]).any(1)
+        kept[-1] = True
+        return replace(self, splits=self.splits[kept], betas=self.betas[:, kept])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +82,7 @@ class SubProblems:
         self.goal: Margins = query.goal
         self.device = place(query.options.device)
         self.C, self.d = self.goal.C.to(self.device), self.goal.d.to(self.device, torch.float64)
+        self.rows_of = [torch.arange(start, stop) for start, stop in self.goal.ranges]
         self.traces: dict[torch.dtype, Trace] = {}
         root = RowProblem(*self._start(torch.float32, self.C[:1]))
         self.activations = sorted(root.free)
@@ -148,9 +155,9 @@ class SubProblems:
         heights = torch.tensor([self._height(p) for p in parts])
         owner = torch.arange(len(parts)).repeat_interleave(heights)
         sets = torch.tensor([p.unsafe for p in parts])[owner]
-        index = torch.cat([torch.arange(*self.goal.ranges[p.unsafe]) for p in parts]).to(self.device)
-        splits = torch.cat([p.splits.repeat(self._height(p), 1) for p in parts])
-        row = torch.arange(len(owner)).repeat_interleave(torch.tensor([len(parts[int(k)].splits) for k in owner]))
+        index = torch.cat([self.rows_of[p.unsafe] for p in parts]).to(self.device)
+        splits = torch.cat([p.splits if len(p.betas) == 1 else p.splits.repeat(len(p.betas), 1) for p in parts])
+        row = torch.arange(len(owner)).repeat_interleave(torch.tensor([len(p.splits) for p in parts])[owner])
         beta = torch.cat([p.betas.flatten() for p in parts])
         intervals: dict[int, Interval] = {}
         chosen: dict[int, Split] = {}
