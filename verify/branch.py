@@ -284,11 +284,11 @@ class _Search(SubProblems):
         return better.noting(f"{reason} after {self.bounded} sub-problems, {len(self.heap) + len(self.stuck)} open")
 
 
-def _both_sides(candidates: Tensor) -> tuple[Tensor, ...]:
-    """Candidates (t, 3) as splits on either side, (2, 4) each."""
-    side = torch.tensor([[1.0], [-1.0]], dtype=torch.float64).expand(len(candidates), 2, 1)
-    twice = candidates.unsqueeze(1).expand(-1, 2, -1)
-    return torch.cat([twice[:, :, :2], side, twice[:, :, 2:]], dim=2).unbind(0)
+def _both_sides(candidates: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Candidates (t, 3) as splits above and below, (1, 4) each."""
+    side = torch.ones(len(candidates), 1, dtype=torch.float64)
+    above, below = (torch.cat([candidates[:, :2], s, candidates[:, 2:]], dim=1).split(1) for s in (side, -side))
+    return list(zip(above, below, strict=True))
 
 
 def _score(low: float, high: float, before: float) -> float:

@@ -43,13 +43,12 @@ class Part:
     alphas: dict[int, tuple[Tensor, ...]]
     candidates: Tensor
 
-    def halves(self, new: Tensor) -> tuple[Part, Part]:
-        """The parts of this sub-problem on both sides of a new split; one of the same neuron and side that it implies is dropped. new: (2, 4)."""
-        betas = torch.cat([self.betas, self.betas.new_zeros(len(self.betas), 1)], dim=1)
-        above, below = (replace(self, splits=torch.cat([self.splits, side]), betas=betas) for side in new.split(1))
-        if bool((self.splits[:, :2] == new[0, :2]).all(1).any()):
-            above, below = above._without_implied(), below._without_implied()
-        return above, below
+    def halves(self, sides: Sequence[Tensor]) -> list[Part]:
+        """The parts of this sub-problem on both sides of a new split, (1, 4) each; one of the same neuron and side that it implies is dropped."""
+        betas = torch.nn.functional.pad(self.betas, (0, 1))
+        made = [Part(self.bound, self.unsafe, torch.cat([self.splits, new]), betas, self.alphas, self.candidates) for new in sides]
+        again = bool((self.splits[:, :2] == sides[0][:, :2]).all(1).any())
+        return [part._without_implied() for part in made] if again else made
 
     def _without_implied(self) -> Part:
         """Without earlier splits of the newest one's neuron and side."""
@@ -226,16 +225,11 @@ class SubProblems:
             flat[used] = batch.betas[source][0].cpu().float()[row, place_]
         betas = [b.view(h, len(p.splits)) for b, h, p in zip(flat.split(sizes), heights, parts, strict=True)]
         pieces = {k: [a[0].cpu().half().split(heights) for a in alphas] for k, alphas in batch.alphas.items()}
-        return [
-            replace(
-                part,
-                bound=max(part.bound, float(bounds[n])),
-                betas=betas[n],
-                alphas={k: tuple(side[n] for side in sides) for k, sides in pieces.items()},
-                candidates=candidates[n],
-            )
-            for n, part in enumerate(parts)
-        ]
+        made = []
+        for n, (part, bound) in enumerate(zip(parts, bounds.tolist(), strict=True)):
+            alphas = {k: tuple(side[n] for side in sides) for k, sides in pieces.items()}
+            made.append(Part(max(part.bound, bound), part.unsafe, part.splits, betas[n], alphas, candidates[n]))
+        return made
 
 
 def per_part(batch: Batch, bound: Tensor) -> Tensor:
