@@ -33,6 +33,8 @@ _STARTS = 32
 _DESCENT = Pgd(steps=30, restarts=1)
 _LEAF_STEPS = 100
 """Gradient steps for a part that cannot be split."""
+_LONGER = 8
+"""How many times as many gradient steps a part gets whose ascents hardly raise its bound."""
 _BEYOND = 1e-5
 """By how much an estimate must exceed what is to be proven before the ascent rests."""
 
@@ -95,6 +97,7 @@ class _Search(SubProblems):
         self.stuck: list[Part] = []
         self.proven = math.inf
         self.bounded = self.rounds = 0
+        self.patience = 1
 
     def run(self) -> Verdict | Query:
         """Split until nothing is open, a counterexample is found or a limit is reached."""
@@ -111,7 +114,10 @@ class _Search(SubProblems):
                 if left_over is None:
                     continue
                 return left_over
-            found = self._settle(*self._improve(self._split(taken), self.stage.steps))
+            stalled = [part for part in taken if part.stalled >= self.patience]
+            moving = [part for part in taken if part.stalled < self.patience]
+            found = self._settle(*self._improve(self._split(moving), self.stage.steps)) if moving else None
+            found = self._settle(*self._improve_longer(stalled)) if stalled and found is None else found
             if found is not None:
                 return found
         if self.stuck:
@@ -177,6 +183,16 @@ class _Search(SubProblems):
             better += self._reconsidered(improved, per_part(batch, estimate))
             points.append(starts_from_bounds(self.query.specification.region, proven.A.to("cpu", torch.float64))[0])
         return better, torch.cat(points)
+
+    def _improve_longer(self, parts: list[Part]) -> tuple[list[Part], Tensor]:
+        """As `_improve`, with many more steps: splits of a part whose ascents end before they get anywhere are wasted.
+
+        Where that hardly ever raises a bound, more ascents in a row have to fail before it is tried again.
+        """
+        better, points = self._improve(parts, _LONGER * self.stage.steps)
+        rose = sum(part.stalled == 0 for part in better)
+        self.patience = max(1, self.patience // 2) if 2 * rose >= len(better) else min(64, 2 * self.patience)
+        return [replace(part, stalled=0) for part in better], points
 
     def _reconsidered(self, parts: list[Part], estimates: Tensor) -> list[Part]:
         """Parts that only float32's rounding keeps open, proven again in float64."""

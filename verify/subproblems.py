@@ -26,6 +26,9 @@ from bounds.view import View
 from verify.spec import Margins
 from verify.stages import Query
 
+_RISE = 0.01
+"""A bound that rises by less, relatively, has hardly risen."""
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -33,7 +36,7 @@ class Part:
 
     bound: proven lower bound of the set's margin. splits: (s, 4) float64, each the activation, the position among its unstable columns, the
     side (+1: z >= point) and the point. betas: (rows, s). alphas: by activation, (rows, k) each, in half precision. candidates: (t, 3), what to
-    split next: activation, position, point.
+    split next: activation, position, point. stalled: how many ascents in a row have hardly raised the bound.
     """
 
     bound: float
@@ -42,11 +45,13 @@ class Part:
     betas: Tensor
     alphas: dict[int, tuple[Tensor, ...]]
     candidates: Tensor
+    stalled: int = 0
 
     def halves(self, sides: Sequence[Tensor]) -> list[Part]:
         """The parts of this sub-problem on both sides of a new split, (1, 4) each; one of the same neuron and side that it implies is dropped."""
         betas = torch.nn.functional.pad(self.betas, (0, 1))
-        made = [Part(self.bound, self.unsafe, torch.cat([self.splits, new]), betas, self.alphas, self.candidates) for new in sides]
+        rest = (betas, self.alphas, self.candidates, self.stalled)
+        made = [Part(self.bound, self.unsafe, torch.cat([self.splits, new]), *rest) for new in sides]
         again = bool((self.splits[:, :2] == sides[0][:, :2]).all(1).any())
         return [part._without_implied() for part in made] if again else made
 
@@ -228,7 +233,8 @@ class SubProblems:
         made = []
         for n, (part, bound) in enumerate(zip(parts, bounds.tolist(), strict=True)):
             alphas = {k: tuple(side[n] for side in sides) for k, sides in pieces.items()}
-            made.append(Part(max(part.bound, bound), part.unsafe, part.splits, betas[n], alphas, candidates[n]))
+            stalled = part.stalled + 1 if bound <= part.bound + _RISE * abs(part.bound) else 0
+            made.append(Part(max(part.bound, bound), part.unsafe, part.splits, betas[n], alphas, candidates[n], stalled))
         return made
 
 

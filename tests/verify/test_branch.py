@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
-from bounds.alpha import RowProblem
+from bounds.alpha import Ascent, RowProblem
 from bounds.crown import Crown
 from bounds.ibp import Ibp
 from bounds.linear import Halfspaces
@@ -18,6 +20,7 @@ from bounds.ops.piecewise import Relu
 from bounds.ops.smooth import Tanh
 from bounds.region import Box, LpBall, Region
 from tests.bounds.networks import chain
+from verify import branch
 from verify.branch import SplitNeurons
 from verify.run import verify
 from verify.spec import Specification
@@ -193,3 +196,50 @@ def test_planted_bugs_are_noticed(mutant: str, monkeypatch: pytest.MonkeyPatch) 
     stages = (IBP, CROWN, SplitNeurons(rows=32, steps=5, root_steps=10))
     verdicts = [verify(network, asked(network, UNIT, [row], [least + gap]), timeout=60, stages=stages).verdict for gap in (0.1, 0.3)]
     assert any(isinstance(v, Verified) for v in verdicts)  # false: the unsafe set is reached
+
+
+def _search() -> branch._Search:
+    """A search over a question that CROWN leaves open."""
+    network = random_network(0)
+    question = asked(network, UNIT, [[1.0, -1.0, 0.0]], [minimum(network, UNIT, [1.0, -1.0, 0.0]) - 1e-4])
+    query = CROWN(IBP(Query.of(network, question, Options())))
+    assert isinstance(query, Query)
+    return branch._Search(query, STAGES[-1], None)  # type: ignore[arg-type]
+
+
+def test_ascents_that_hardly_raise_a_bound_are_counted() -> None:
+    search = _search()
+    (part,), _ = search._improve([search._whole(0)], 0)
+    assert part.stalled == 0
+    (same,), _ = search._improve([part], 0)
+    (still,), _ = search._improve([same], 0)
+    assert (same.stalled, still.stalled) == (1, 2)
+    (risen,), _ = search._improve([replace(still, bound=part.bound - abs(part.bound))], 0)
+    assert risen.stalled == 0
+    assert [half.stalled for half in still.halves(branch._both_sides(torch.tensor([[0.0, 0.0, 0.0]]).double())[0])] == [2, 2]
+
+
+def test_stalled_parts_get_a_longer_ascent_before_they_are_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planted stall: ascents of few steps do not move."""
+    taken: list[int] = []
+    maximise = RowProblem.maximise
+
+    def lame(self: RowProblem, alphas: Any, betas: Any, ascent: Ascent, *rest: Any) -> Any:
+        taken.append(ascent.steps)
+        return maximise(self, alphas, betas, Ascent(ascent.steps if ascent.steps > 5 else 0), *rest)
+
+    monkeypatch.setattr(RowProblem, "maximise", lame)
+    assert isinstance(_search().run(), Verified)
+    assert branch._LONGER * 5 in taken
+
+
+def test_longer_ascents_that_do_not_help_become_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = _search()
+    part = replace(search._improve([search._whole(0)], 0)[0][0], stalled=1)
+    monkeypatch.setattr(search, "_improve", lambda parts, steps: ([replace(p, stalled=2) for p in parts], torch.zeros(0)))
+    for expected in (2, 4, 8):
+        (rested,), _ = search._improve_longer([part])
+        assert (rested.stalled, search.patience) == (0, expected)
+    monkeypatch.setattr(search, "_improve", lambda parts, steps: ([replace(p, stalled=0) for p in parts], torch.zeros(0)))
+    search._improve_longer([part])
+    assert search.patience == 4
