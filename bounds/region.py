@@ -103,9 +103,7 @@ def _sets(value: Any, indices: Tensor | slice) -> Any:
     """The given sets' part of a tensor (B, ...), or of what is made of such tensors; anything else as it is."""
     if isinstance(value, Tensor):
         if value.dim() > 1 and not any(value.stride()[1:]):  # one number a set, expanded: it stays so
-            first: Tensor = _sets(
-                value.flatten(1)[:, 0] if value.shape[0] == 0 else value.as_strided(value.shape[:1], value.stride()[:1]), indices
-            )
+            first = _sets(value[(slice(None), *[slice(1)] * (value.dim() - 1))].flatten(), indices)
             return first.reshape(-1, *[1] * (value.dim() - 1)).expand(-1, *value.shape[1:])
         if isinstance(indices, Tensor) and indices.dtype == torch.long and indices.dim() == 1:
             return value.index_select(0, indices.to(value.device))  # several times as fast as indexing

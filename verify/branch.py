@@ -2,8 +2,9 @@
 
 One sub-problem's life: it is taken from the heap with the others of smallest bound (`_Search.run`); the neurons whose relaxation costs it most
 are looked ahead, one walk for all, and the best of them is split (`_split`); both halves inherit its slopes and multipliers, which a few
-gradient steps improve (`_improve`); what that proves, with every rounding charged, closes the half or goes back to the heap with it
-(`_settle`), and the points where open halves are lowest are tried as counterexamples. How parts become rows of a walk: `verify/subproblems.py`.
+gradient steps improve (`_improve`; many, where few led nowhere: `_improve_longer`); what that proves, with every rounding charged, closes the
+half or goes back to the heap with it (`_settle`), and the points where open halves are lowest are tried as counterexamples. How parts become
+rows of a walk: `verify/subproblems.py`.
 
 References: Wang et al. 2021, Beta-CROWN; Bunel et al. 2020, Branch and bound for piecewise linear neural network verification; De Palma et
 al. 2021, Improved branch and bound for neural network verification via Lagrangian decomposition (filtered look-ahead).
