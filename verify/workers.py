@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import IO, Any
@@ -218,6 +219,7 @@ def _start(make: MakeAnswer) -> _Slot:
     ours, theirs = context.Pipe()
     log = tempfile.NamedTemporaryFile(prefix="ringfence-worker-", delete=False)  # noqa: SIM115 - the slot closes it
     process = context.Process(target=serve, args=(theirs, make, log.name, os.getpid()), daemon=True)
+    resource_tracker.ensure_running()  # the first process would start it, which ends with interrupts unblocked
     with _one_thread(), _no_interrupt():
         process.start()
     theirs.close()

@@ -177,3 +177,21 @@ def test_meter_forgets_earlier_peaks() -> None:
     assert meter.peak_mb < peak - 100
     assert meter.cpu_s >= 0
     assert abs((resident_mb(os.getpid()) or 0) - meter.peak_mb) < 50
+
+
+FIRST = """
+import sys
+from pathlib import Path
+from verify.workers import _end, _start
+slot = _start(print)
+status = dict(line.split(":") for line in Path(f"/proc/{slot.process.pid}/status").read_text().splitlines())
+_end(slot)
+sys.stdout.write(str((int(status["SigBlk"], 16) | int(status["SigIgn"], 16)) & 2))
+"""
+
+
+@LINUX
+def test_the_very_first_worker_is_deaf_to_interrupts_from_its_first_moment() -> None:
+    """Starting multiprocessing's own resource tracker, which the first process needs, unblocks interrupts."""
+    out = subprocess.run([sys.executable, "-c", FIRST], capture_output=True, text=True, check=True).stdout
+    assert out == "2"  # the bit of SIGINT
