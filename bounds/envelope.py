@@ -108,7 +108,8 @@ class _Seen:
     @classmethod
     def rows(cls, planes: LinearBounds, ball: LpBall, image: Tensor, row: Tensor, dtype: torch.dtype = _EXACT) -> _Seen:
         """Row `row` of the planes of set `image`, for several of them."""
-        A = planes.lower_A.flatten(0, 1).index_select(0, image * planes.lower_A.shape[1] + row).to(ball.center.device, dtype).flatten(1)
+        place = (image * planes.lower_A.shape[1] + row).to(planes.lower_A.device)
+        A = planes.lower_A.flatten(0, 1).index_select(0, place).to(ball.center.device, dtype).flatten(1)
         b = planes.lower_b[image, row].to(ball.center)
         own = ball.select(image)
         center, steep = own.center.flatten(1), A.abs()

@@ -93,7 +93,7 @@ class Trace:
         self.planes: dict[int, Planes] = {}
         self.products: dict[int, ProductPlanes] = {}
         self._underflow = region.origin.new_zeros(region.batch)
-        self._measured: list[tuple[float, Tensor]] = []
+        self._measured: list[tuple[int, Tensor]] = []
 
     @property
     def underflow(self) -> Tensor:

@@ -13,13 +13,14 @@ import torch
 from bounds.alpha import AlphaCrown
 from bounds.crown import Crown, CrownIbp, FastLin
 from bounds.engine import BoundEngine
+from bounds.envelope import certified_radius as envelope_radius
 from bounds.ibp import Ibp
 from bounds.ibp_planes import IbpPlanes
-from bounds.linear import Halfspaces
+from bounds.linear import Halfspaces, LinearBounds
 from bounds.network import Network
 from bounds.ops.affine import Linear
 from bounds.ops.piecewise import Relu
-from bounds.region import Box
+from bounds.region import Box, LpBall
 from tests.bounds.networks import ZOO, chain, fully_connected, regions
 from tests.pretend_cuda import Pretend, pretend_cuda
 from verify.bisection import SplitInput
@@ -53,6 +54,16 @@ def test_the_pretence_is_as_strict_as_a_gpu() -> None:
             torch.rand(3, device="cuda", generator=torch.Generator())
         with pytest.raises(TypeError, match="numpy"):
             x.numpy()
+
+
+def test_the_envelope_reads_planes_that_stay_on_the_device() -> None:
+    network, x = ZOO["relu"], torch.full((2, *ZOO["relu"].input_shape), 0.5)
+    ball = LpBall(x, 2.0, math.inf, (0.0, 1.0))
+    found = Crown()(network, ball)
+    lower, expected = found.objective.lower, envelope_radius(found.linear, ball, found.objective.lower)  # type: ignore[arg-type]
+    with pretend_cuda():
+        there = LinearBounds(*(getattr(found.linear, name).to("cuda") for name in ("lower_A", "lower_b", "upper_A", "upper_b")))
+        assert torch.equal(envelope_radius(there, ball, lower), expected)
 
 
 @pytest.mark.parametrize("kind", ["box", "l2 domain"])
