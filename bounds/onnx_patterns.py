@@ -62,9 +62,9 @@ def quotient(node: NodeReader, first: int, second: int) -> int | None:
 
 
 def reciprocal(node: NodeReader, source: int) -> int:
-    """1 / x; of a power the power with the opposite exponent, which is defined for the same numbers except 0."""
+    """1 / x; of a positive power the power with the opposite exponent, which is defined where both are."""
     held = node.builder.nodes[source]
-    if isinstance(held.op, Power) and held.op.exponent != -1.0:
+    if isinstance(held.op, Power) and held.op.exponent > 0:
         return node.emit(Power(-held.op.exponent), *held.inputs)
     return node.emit(Power(-1.0), source)
 

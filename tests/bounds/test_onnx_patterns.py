@@ -13,10 +13,12 @@ import torch
 from flint import arb, fmpq
 from onnx import helper
 
-from bounds.errors import UnsupportedOpError
+from bounds.crown import Crown
+from bounds.errors import DomainError, UnsupportedOpError
 from bounds.interval import Interval
 from bounds.network import Network
 from bounds.ops.curves import Curve
+from bounds.region import Box
 from tests.onnx_models import model
 
 Step = tuple[str, Sequence[str], str]
@@ -75,6 +77,15 @@ PATTERNS: dict[str, tuple[list[Step], list[str]]] = {
 def test_what_exporters_write_is_one_curve(name: str) -> None:
     steps, expected = PATTERNS[name]
     assert ops(read(steps)) == expected
+
+
+def test_the_reciprocal_of_a_negative_power_stays_undefined_at_0() -> None:
+    """1 / (1 / x^2) is x^2 everywhere else."""
+    network = read([("Mul", ["x", "x"], "a"), ("Reciprocal", ["a"], "b"), ("Reciprocal", ["b"], "y")])
+    assert ops(network) == ["Power", "Power"]
+    around = Box(-torch.ones(1, 6), torch.ones(1, 6))
+    with pytest.raises(DomainError):
+        Crown()(network, around)
 
 
 OTHERS: dict[str, list[Step]] = {
