@@ -21,7 +21,7 @@ ALONE = {"networkx", "numpy", "torch"}
 """What `bounds` may use at module level."""
 QUICK = {"rich", "typer"}
 """What the command line may load before it knows what it is asked for, beside the others of `ENTRANCE`."""
-ENTRANCE = ("verify/__init__.py", "verify/allocator.py", "verify/cli.py", "verify/exits.py", "verify/startup.py")
+ENTRANCE = ("verify/__init__.py", "verify/allocator.py", "verify/cli.py", "verify/deferred.py", "verify/exits.py", "verify/startup.py")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def _reasons(path: str, found: Import) -> Iterator[str]:
         yield "import bounds must work with torch, numpy and networkx alone"
     if found.package == "torch" and (path.startswith("milp/solvers/") or path == "milp/program.py"):
         yield "solvers see arrays, not tensors"
-    quick = found.module.startswith(("verify.allocator", "verify.exits", "verify.startup"))
+    quick = found.module.startswith(("verify.allocator", "verify.deferred", "verify.exits", "verify.startup"))
     if path in ENTRANCE and loads and not quick and not _known(found.package, QUICK):
         yield "the command line starts without it; import it in the command that needs it"
 

@@ -24,7 +24,7 @@ from bounds.engine import place
 from bounds.errors import SpecError
 from bounds.network import Network
 from bounds.region import LpBall
-from verify.attack import Pgd
+from verify.attack import Pgd, seeded
 from verify.exact_radius import Replayer
 from verify.spec import Domain, class_margins
 from verify.verdict import original_of
@@ -163,7 +163,7 @@ class _Search:
         self.low, self.high = rounding.round_up(next(sides), torch.float32), rounding.round_down(next(sides), torch.float32)
         self.best = torch.full_like(anchor, math.nan)
         self.distance = torch.full_like(anchor[:, 0], math.inf)
-        self.generator = torch.Generator().manual_seed(how.seed)
+        self.generator = seeded(how.seed)
 
     def run(self) -> Tensor:
         """The best points found, (N, *shape), NaN where there is none."""

@@ -6,13 +6,16 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
+from verify.deferred import defer
+
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
     """Imports without garbage collection: what they make lives to the end, and looking through it again and again takes a quarter of the time.
 
-    What is there afterwards is left out of later collections, too.
+    What is there afterwards is left out of later collections, too. Parts of torch that no question needs wait until they are touched.
     """
+    defer()
     collecting = gc.isenabled()
     gc.disable()
     try:
