@@ -19,9 +19,19 @@ PLOTTING = {"matplotlib", "pandas", "plotly", "seaborn"}
 PICTURES = ("verify/pictures.py", "verify/radius_pictures.py", "verify/substitute_pictures.py")
 ALONE = {"networkx", "numpy", "torch"}
 """What `bounds` may use at module level."""
-QUICK = {"rich", "typer"}
+QUICK = {"click", "rich"}
 """What the command line may load before it knows what it is asked for, beside the others of `ENTRANCE`."""
-ENTRANCE = ("verify/__init__.py", "verify/allocator.py", "verify/cli.py", "verify/deferred.py", "verify/exits.py", "verify/startup.py")
+ENTRANCE = (
+    "verify/__init__.py",
+    "verify/allocator.py",
+    "verify/cli.py",
+    "verify/commands.py",
+    "verify/deferred.py",
+    "verify/exits.py",
+    "verify/options.py",
+    "verify/startup.py",
+    "verify/terminal.py",
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ def _reasons(path: str, found: Import) -> Iterator[str]:
         yield "import bounds must work with torch, numpy and networkx alone"
     if found.package == "torch" and (path.startswith("milp/solvers/") or path == "milp/program.py"):
         yield "solvers see arrays, not tensors"
-    quick = found.module.startswith(("verify.allocator", "verify.deferred", "verify.exits", "verify.startup"))
+    quick = any(f"{found.module}.".startswith(f"{entry.removesuffix('.py').replace('/', '.')}.") for entry in ENTRANCE)
     if path in ENTRANCE and loads and not quick and not _known(found.package, QUICK):
         yield "the command line starts without it; import it in the command that needs it"
 
@@ -154,7 +164,7 @@ def test_planted_violation_is_found(path: str, source: str) -> None:
         ("bounds/onnx_import.py", "import onnx\nimport onnxruntime"),
         ("milp/encode.py", "import scipy.sparse\nimport torch\nfrom bounds.network import Network"),
         ("milp/solvers/scip.py", "import pyscipopt\nfrom milp.program import Program"),
-        ("verify/cli.py", "import typer\nfrom verify.exits import worst\ndef f():\n    import torch\n    from verify.run import verify"),
+        ("verify/cli.py", "import click\nfrom verify.exits import worst\ndef f():\n    import torch\n    from verify.run import verify"),
         ("verify/cli.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
         ("verify/pictures.py", "def f():\n    from matplotlib.figure import Figure"),
         ("benchmarks/compare.py", "import verify.run\nimport milp\nimport bounds"),

@@ -544,7 +544,7 @@ def test_a_crash_never_exits_like_a_verdict(error: Exception, monkeypatch: pytes
     def crash(*_: object, **__: object) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "app", crash)
+    monkeypatch.setattr(cli.ringfence, "main", crash)
     with pytest.raises(SystemExit) as stopped:
         cli.main(["verify"])
     assert stopped.value.code == 2

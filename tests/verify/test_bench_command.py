@@ -217,7 +217,7 @@ def test_count_and_family_and_timeout(run: Runner, tmp_path: Path, inline: Inlin
 def test_options_are_stored_and_other_options_ask_again(
     run: Runner, tmp_path: Path, inline: Inline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("verify.cli._second_solver", lambda: "second")
+    monkeypatch.setattr("verify.commands._second_solver", lambda: "second")
     folder = words(tmp_path, "verified")
     assert run("bench", folder)[0] == 0
     changed = ("--seed", "3", "--memory-limit", "1GB", "--semantics", "float32-any-order", "--confirm")
