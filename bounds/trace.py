@@ -108,6 +108,13 @@ class Trace:
             self._measured.clear()
         return self._underflow
 
+    def in_type(self, dtype: torch.dtype, slopes: Slopes) -> Trace:
+        """The same knowledge in another working type: intervals converted outward, everything else made anew from them."""
+        converted = Trace(self.network.to(dtype), self.region.to(dtype), self.semantics, self.deadline)
+        for index, interval in self.intervals.items():
+            converted.visit(index, interval.to(dtype), slopes)
+        return converted
+
     def check_time(self) -> None:
         """Raises TimeLimitError once the deadline (a value of time.monotonic()) has passed."""
         if self.late:

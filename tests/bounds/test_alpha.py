@@ -92,6 +92,42 @@ def test_more_steps_never_cost_tightness(name: str) -> None:
     assert float(after.objective.width.sum()) < float(before.objective.width.sum())
 
 
+def test_the_ascent_is_single_precision_and_its_proof_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an ascent in float32 finds is proven in float64: as tight as an ascent in float64, and not wider by float32's roundings."""
+    network = small()
+    searched, proven = [], []
+    maximise, prove = RowProblem.maximise, RowProblem.prove
+
+    def noting_maximise(self: RowProblem, *arguments: object) -> object:
+        searched.append(self.trace.dtype)
+        return maximise(self, *arguments)  # type: ignore[arg-type]
+
+    def noting_prove(self: RowProblem, *arguments: object) -> object:
+        proven.append(self.trace.dtype)
+        return prove(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RowProblem, "maximise", noting_maximise)
+    monkeypatch.setattr(RowProblem, "prove", noting_prove)
+    engine = AlphaCrown(torch.float64, hidden=False)
+    found = engine(network, UNIT).objective
+    assert set(searched) == {torch.float32}
+    assert set(proven) == {torch.float64}
+    trace = traced(network, UNIT, torch.float64)
+    for sign, ends in ((1.0, found.lower[0]), (-1.0, -found.upper[0])):
+        problem = problem_of(trace, sign * torch.eye(2))
+        alphas, betas, _ = maximise(problem, problem.initial(), {}, Ascent(engine.steps, engine.lr))
+        assert torch.allclose(ends, prove(problem, alphas, betas).bound[0], rtol=0, atol=1e-5 * float(found.width.max()))
+
+
+def test_a_trace_in_another_type_encloses() -> None:
+    trace = traced(small(Tanh), UNIT, torch.float64)
+    narrow = trace.in_type(torch.float32, "adaptive")
+    assert narrow.dtype == torch.float32
+    for index, interval in trace.intervals.items():
+        assert bool((narrow.interval(index).lower <= interval.lower).all() and (narrow.interval(index).upper >= interval.upper).all())
+        assert torch.allclose(narrow.interval(index).width.double(), interval.width, atol=1e-6)
+
+
 def relaxed_minimum(network: Network, trace: Trace, row: Tensor, assumed: dict[int, tuple[int, int]]) -> float:
     """min of the row over the triangle relaxation of every ReLU on the trace's intervals, by a linear program."""
     x = cvxpy.Variable(3)
