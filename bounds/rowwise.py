@@ -168,7 +168,6 @@ class Freedom:
         self.trace, self.index, self.columns = trace, index, columns
         self.op = node.op.at(columns, node.shape)
         self.interval = interval or _pick(trace.interval(source), columns)
-        self.usual = self.op.usual_slopes(self.interval)
         self.least, most = self.op.slope_range(self.interval)
         self.span = most - self.least
         self.z, self.c = (trace.center[i].flatten(1)[:, columns].unsqueeze(1) for i in (source, index))
@@ -180,6 +179,11 @@ class Freedom:
         self._shared = _without(trace.planes[index], columns)
         self._shared_charge = trace.charge[index].flatten(1).index_fill(1, columns, 0.0)
 
+    @functools.cached_property
+    def usual(self) -> tuple[Tensor, Tensor]:
+        """The slopes of CROWN's planes: rows that bring slopes of their own for both sides do without, and on curves they take long."""
+        return self.op.usual_slopes(self.interval)
+
     def initial(self) -> tuple[Tensor, ...]:
         """The alphas of the planes that CROWN takes."""
         span = torch.where(self.span > 0, self.span, 1.0)
@@ -188,7 +192,7 @@ class Freedom:
     def slopes(self, alphas: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Slopes below and above, (B, R, *shape)."""
         chosen = iter(alphas)
-        low, high = (self.least + next(chosen) * self.span if free else slope for free, slope in zip(self.sides, self.usual, strict=True))
+        low, high = (self.least + next(chosen) * self.span if free else self.usual[side] for side, free in enumerate(self.sides))
         return low, high
 
     def estimated(self, alphas: Sequence[Tensor]) -> RowPlanes:

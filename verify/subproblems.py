@@ -211,15 +211,13 @@ class SubProblems:
 
     def _alphas(self, problem: RowProblem, parts: Sequence[Part]) -> Alphas:
         """The parts' slopes stacked; CROWN's as long as there are none."""
-        initial = problem.initial()
         if not all(part.alphas for part in parts):
-            return initial
-        return {
-            activation: tuple(
-                torch.cat([part.alphas[activation][k] for part in parts]).to(alpha).unsqueeze(0) for k, alpha in enumerate(alphas)
-            )
-            for activation, alphas in initial.items()
-        }
+            return problem.initial()
+        chosen: Alphas = {}
+        for activation in problem.free:
+            sides = zip(*(part.alphas[activation] for part in parts), strict=True)
+            chosen[activation] = tuple(torch.cat(side).to(self.device, problem.trace.dtype).unsqueeze(0) for side in sides)
+        return chosen
 
     def _unpacked(self, parts: Sequence[Part], batch: Batch, bounds: Tensor, candidates: list[Tensor]) -> list[Part]:
         """The parts with the batch's slopes and multipliers."""

@@ -299,10 +299,13 @@ class Wave(Curve):
     _FURTHEST: ClassVar[float] = 2.0**16
 
     def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
-        """The first three and the last three arcs: the peaks of act(x) - slope x rise or fall from one arc to the next of its kind, so that
-        those between are never the highest."""
+        """All arcs where they are few, else the first three and the last three: the peaks of act(x) - slope x rise or fall from one arc to the
+        next of its kind, so that those between are never the highest."""
         first, last = (torch.floor(end.clamp(-self._FURTHEST, self._FURTHEST) / math.pi - self.phase) for end in (lower, upper))
-        turns = [first, *(torch.minimum(first + k, last) for k in (1, 2)), *(torch.maximum(last - k, first) for k in (2, 1)), last]
+        most = int((last - first).max()) if first.numel() else 0
+        turns = [first, *(torch.minimum(first + k, last) for k in range(1, min(most, 2 if most > 5 else 5) + 1))]
+        if most > 5:
+            turns += [*(torch.maximum(last - k, first) for k in (2, 1)), last]
 
         def start(turn: Tensor) -> Tensor:
             return torch.minimum(torch.maximum((turn + self.phase) * math.pi, lower), upper)

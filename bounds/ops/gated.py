@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -16,8 +17,8 @@ from bounds.interval import Interval
 from bounds.ops.curves import Curve, Piece, split_at
 from bounds.ops.smooth import FLOAT32_ULPS
 
-_TABLE, _STEPS = 129, 4
-"""Size of the table of derivatives, and Newton steps from its entries."""
+_TABLE, _STEPS = 1025, 2
+"""Size of the table of derivatives, and Newton steps from the line between two entries."""
 TANH_RATE = math.sqrt(2 / math.pi)
 TANH_CUBE = 0.044715
 
@@ -79,19 +80,17 @@ class Gated(Curve):
 
     def _solve(self, slope: Tensor, start: float, stop: float) -> Tensor:
         """The point of an arc where the derivative is `slope`, or an end."""
-        share = torch.linspace(0, 1, _TABLE, dtype=slope.dtype, device=slope.device)
-        # closer together at the ends, where the derivative hardly changes
-        points = start + (stop - start) * (1 - torch.cos(math.pi * share)) / 2
-        heights = self.derivative(points)
-        rising = bool(heights[-1] > heights[0])
-        ordered = heights if rising else heights.flip(0)
-        after = torch.searchsorted(ordered, slope.contiguous()).clamp(1, _TABLE - 1)
-        after = after if rising else _TABLE - after
-        point = (points[after] + points[after - 1]) / 2
-        low, high = torch.minimum(points[after], points[after - 1]), torch.maximum(points[after], points[after - 1])
+        points, heights = _table(type(self), start, stop, slope.dtype, slope.device)
+        after = torch.searchsorted(heights, slope.contiguous()).clamp(1, _TABLE - 1)
+        near, far, base = points[after - 1], points[after], heights[after - 1]
+        rise = heights[after] - base
+        share = torch.where(rise > 0, (slope - base) / torch.where(rise > 0, rise, 1.0), 0.5)
+        point = near + (far - near) * share.clamp(0, 1)
+        low, high = torch.minimum(near, far), torch.maximum(near, far)
         for _ in range(_STEPS):
-            bend = self.density(point) * self.bend(point)
-            step = (slope - self.derivative(point)) / torch.where(bend == 0, 1.0, bend)
+            density = self.density(point)
+            curvature, derivative = density * self.bend(point), self.share(point) + point * density
+            step = (slope - derivative) / torch.where(curvature == 0, 1.0, curvature)
             point = torch.minimum(torch.maximum(point + step, low), high)
         return point
 
@@ -101,6 +100,16 @@ class Gated(Curve):
 
     def widest(self, x: Tensor) -> float:
         return 2 * self.knot * torch.finfo(x.dtype).eps
+
+
+@functools.lru_cache(maxsize=64)
+def _table(kind: type[Gated], start: float, stop: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Points of an arc and the derivatives there, these ascending."""
+    share = torch.linspace(0, 1, _TABLE, dtype=dtype, device=device)
+    # closer together at the ends, where the derivative hardly changes
+    points = start + (stop - start) * (1 - torch.cos(math.pi * share)) / 2
+    heights = kind().derivative(points)
+    return (points, heights) if bool(heights[-1] > heights[0]) else (points.flip(0), heights.flip(0))
 
 
 @dataclass(frozen=True, eq=False)
