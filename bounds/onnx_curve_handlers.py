@@ -17,11 +17,10 @@ from bounds.ops.affine import AddBranches, Divide, ReduceMean, Scale, Shift, Sub
 from bounds.ops.base import Op
 from bounds.ops.bilinear import MatrixProduct, Multiply
 from bounds.ops.functions import Atan, Cos, Elu, Erf, Exp, Log, Power, Sin, Softplus, Softsign
-from bounds.ops.gated import Gelu, GeluTanh, Silu
+from bounds.ops.gated import Gelu, GeluTanh, Mish, Silu
 from bounds.ops.piecewise import Clip, Relu
 from bounds.ops.shape import Transpose
 from bounds.ops.sign import Exceeds, Sign
-from bounds.ops.smooth import Tanh
 from bounds.ops.softmax import LogSumExp
 
 
@@ -99,12 +98,6 @@ def _gelu(node: NodeReader) -> int:
         return node.emit(Gelu(), node.source(0))
     node.require("approximate", "tanh")
     return node.emit(GeluTanh(), node.source(0))
-
-
-def _mish(node: NodeReader) -> int:
-    """x tanh(softplus(x))."""
-    source = node.source(0)
-    return node.emit(Multiply(), source, node.emit(Tanh(), node.emit(Softplus(), source)))
 
 
 def _softmax(node: NodeReader) -> int:
@@ -243,7 +236,7 @@ CURVE_HANDLERS: dict[str, Handler] = {
     "LayerNormalization": _layer_normalization,
     "Log": _curve(Log),
     "LogSoftmax": _log_softmax,
-    "Mish": _mish,
+    "Mish": _curve(Mish),
     "Pow": _pow,
     "Reciprocal": lambda node: onnx_patterns.reciprocal(node, node.source(0)),
     "Selu": _selu,

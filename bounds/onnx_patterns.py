@@ -16,7 +16,7 @@ from bounds.network import Node
 from bounds.onnx_graph import NodeReader
 from bounds.ops.affine import AddBranches, Divide, Scale, Shift
 from bounds.ops.functions import Erf, Power, Softplus, Softsign
-from bounds.ops.gated import TANH_CUBE, TANH_RATE, Gelu, GeluTanh, Silu
+from bounds.ops.gated import TANH_CUBE, TANH_RATE, Gelu, GeluTanh, Mish, Silu
 from bounds.ops.piecewise import Abs
 from bounds.ops.sign import Exceeds
 from bounds.ops.smooth import Sigmoid, Tanh
@@ -38,7 +38,7 @@ class Gate:
 
 
 def product(node: NodeReader, first: int, second: int) -> int | None:
-    """Two computed tensors multiplied, where that is a curve of one of them: x x, x^2 x, x sigmoid(x), GELU."""
+    """Two computed tensors multiplied, where that is a curve of one of them: x x, x^2 x, x sigmoid(x), Mish, GELU."""
     if first == second:
         return node.emit(Power(2.0), first)
     for one, other in ((first, second), (second, first)):
@@ -47,6 +47,10 @@ def product(node: NodeReader, first: int, second: int) -> int | None:
             return node.emit(Power(held.op.exponent + 1), one)
         if isinstance(held.op, Sigmoid) and held.inputs == (one,):
             return node.emit(Silu(), one)
+        softplus = node.builder.nodes[held.inputs[0]] if isinstance(held.op, Tanh) else held
+        if isinstance(softplus.op, Softplus) and isinstance(held.op, Tanh) and softplus.inputs == (one,):
+            # a softplus that is cut off where x > 12: |x| |tanh(x) - tanh(softplus(x))| <= 4 |x| exp(-3 x) there
+            return node.emit(Mish(1.2e-14 if softplus.op.stray else 0.0), one)
         gate = _gate(node, other)
         if gate is not None and gate.source == one:
             return _times(node, gate.emit(node), gate.times)

@@ -36,14 +36,15 @@ _STEEPEST = 2.0**60
 class Piece:
     """Part [left, right] of an interval where the curve is convex (bend 1) or concave (bend -1).
 
-    left, right: float64, equal where the part is empty. bend: a number, or a tensor where intervals differ. turn: for periodic curves, how many
-    half periods from the origin the part begins.
+    left, right: float64, equal where the part is empty. bend: a number, or a tensor where intervals differ. arc: which part of the whole curve
+    it lies in, from the left; turn: for periodic curves, how many half periods from the origin the part begins.
     """
 
     left: Tensor
     right: Tensor
     bend: int | Tensor
     turn: Tensor | None = None
+    arc: int = 0
 
 
 class Curve(Activation):
@@ -260,4 +261,5 @@ def _slope(values: Tensor, dtype: torch.dtype) -> Tensor:
 def split_at(lower: Tensor, upper: Tensor, knots: Sequence[float], bends: Sequence[int]) -> tuple[Piece, ...]:
     """The parts of [lower, upper] between ascending knots; bends: one more than knots."""
     inner = [torch.minimum(torch.maximum(torch.full_like(lower, knot), lower), upper) for knot in knots]
-    return tuple(Piece(a, b, bend) for a, b, bend in zip((lower, *inner), (*inner, upper), bends, strict=True))
+    ends = zip((lower, *inner), (*inner, upper), bends, strict=True)
+    return tuple(Piece(a, b, bend, arc=arc) for arc, (a, b, bend) in enumerate(ends))

@@ -1,4 +1,4 @@
-"""Curves x times a share of it: GELU, its approximation by tanh, and SiLU (swish)."""
+"""Curves x times a share of it: GELU, its approximation by tanh, SiLU (swish), and Mish."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ TANH_CUBE = 0.044715
 
 
 class Gated(Curve):
-    """x s(x), s an S-shaped share with s(x) + s(-x) = 1: concave, convex between the two knots, concave again.
+    """x s(x), s a share that rises from 0 to 1: concave, convex between the two knots, concave again.
 
-    A subclass writes the share, its derivative and that one's logarithmic derivative. The derivative at -x is 1 less that at x.
+    A subclass writes the share, its derivative and that one's logarithmic derivative.
     """
 
-    knot: ClassVar[float]
-    """Where the curvature changes: at +-knot, which may be off by one unit in the last place."""
-    end: ClassVar[float]
-    """From here on the derivative is 1 in every type."""
+    knots: ClassVar[tuple[float, float]]
+    """Where the curvature changes; they may be off by one unit in the last place."""
+    ends: ClassVar[tuple[float, float]]
+    """Before the first the derivative is 0 in every type, up to 1e-17, from the second on it is 1."""
 
     @abstractmethod
     def share(self, x: Tensor) -> Tensor:
@@ -68,15 +68,12 @@ class Gated(Curve):
         return rounding.round_up(FLOAT32_ULPS * torch.finfo(torch.float32).eps * x.magnitude.to(torch.float64), x.lower.dtype)
 
     def pieces(self, lower: Tensor, upper: Tensor) -> Sequence[Piece]:
-        return split_at(lower, upper, (-self.knot, self.knot), (-1, 1, -1))
+        return split_at(lower, upper, self.knots, (-1, 1, -1))
 
     def critical(self, slope: Tensor, piece: Piece) -> Tensor:
-        """By interpolation in a table and Newton's method; the right arc serves for the left."""
-        if piece.bend == 1:
-            return self._solve(slope, -self.knot, self.knot)
-        left = piece.right <= 0
-        mirrored = self._solve(torch.where(left, 1 - slope, slope), self.knot, self.end)
-        return torch.where(left, -mirrored, mirrored)
+        """By interpolation in a table and Newton's method."""
+        limits = (self.ends[0], *self.knots, self.ends[1])
+        return self._solve(slope, limits[piece.arc], limits[piece.arc + 1])
 
     def _solve(self, slope: Tensor, start: float, stop: float) -> Tensor:
         """The point of an arc where the derivative is `slope`, or an end."""
@@ -99,7 +96,7 @@ class Gated(Curve):
         return 3 * self.widest(lower) * (slope.abs() + 1.2)
 
     def widest(self, x: Tensor) -> float:
-        return 2 * self.knot * torch.finfo(x.dtype).eps
+        return 2 * max(map(abs, self.knots)) * torch.finfo(x.dtype).eps
 
 
 @functools.lru_cache(maxsize=64)
@@ -118,8 +115,8 @@ class Gelu(Gated):
 
     stray: float = 0.0
 
-    knot = math.sqrt(2)
-    end = 9.0
+    knots = (-math.sqrt(2), math.sqrt(2))
+    ends = (-9.0, 9.0)
     least: ClassVar[float] = -0.1700  # at about -0.7518 it is -0.16997
 
     def share(self, x: Tensor) -> Tensor:
@@ -143,8 +140,8 @@ class GeluTanh(Gated):
 
     stray: float = 0.0
 
-    knot = 1.4185040087908284  # by Newton's method in 40 digits
-    end = 9.0
+    knots = (-1.4185040087908284, 1.4185040087908284)  # by Newton's method in 40 digits
+    ends = (-9.0, 9.0)
     least: ClassVar[float] = -0.1701  # at about -0.7525 it is -0.17004
 
     def share(self, x: Tensor) -> Tensor:
@@ -174,8 +171,8 @@ class GeluTanh(Gated):
 class Silu(Gated):
     """x / (1 + exp(-x)), also called swish."""
 
-    knot = 2.3993572805154676  # where x tanh(x / 2) = 2
-    end = 45.0
+    knots = (-2.3993572805154676, 2.3993572805154676)  # where x tanh(x / 2) = 2
+    ends = (-45.0, 45.0)
     least: ClassVar[float] = -0.2785  # at about -1.2785 it is -0.27846
 
     def share(self, x: Tensor) -> Tensor:
@@ -186,3 +183,31 @@ class Silu(Gated):
 
     def bend(self, x: Tensor) -> Tensor:
         return 2 - x * torch.tanh(x / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Mish(Gated):
+    """x tanh(log(1 + exp(x))) = x n / (n + 2) with n = w (w + 2), w = exp(x)."""
+
+    stray: float = 0.0
+
+    knots = (-2.256376396360793, 1.4905711794854284)  # by Newton's method in 40 digits
+    ends = (-45.0, 22.0)
+    least: ClassVar[float] = -0.3089  # at about -1.1924 it is -0.30884
+
+    def share(self, x: Tensor) -> Tensor:
+        w = self._growth(x)
+        n = w * (w + 2)
+        return n / (n + 2)
+
+    def density(self, x: Tensor) -> Tensor:
+        w = self._growth(x)
+        return 4 * w * (w + 1) / (w * (w + 2) + 2).square()
+
+    def bend(self, x: Tensor) -> Tensor:
+        w = self._growth(x)
+        return 2 + x * ((2 * w + 1) / (w + 1) - 4 * w * (w + 1) / (w * (w + 2) + 2))
+
+    def _growth(self, x: Tensor) -> Tensor:
+        """exp(x), where it is so large that the share is 1 in every type a smaller number."""
+        return torch.exp(x.clamp(max=30.0))

@@ -20,7 +20,7 @@ from bounds.linear import Relaxation
 from bounds.ops.base import Slopes
 from bounds.ops.curves import Curve
 from bounds.ops.functions import Atan, Cos, Elu, Erf, Exp, Log, Power, Sin, Softplus, Softsign
-from bounds.ops.gated import Gelu, GeluTanh, Silu
+from bounds.ops.gated import Gelu, GeluTanh, Mish, Silu
 from bounds.ops.sign import Sign
 from bounds.ops.smooth import FLOAT32_ULPS
 from bounds.ops.softmax import LogSumExp
@@ -60,6 +60,11 @@ def gelu_tanh(x: arb) -> arb:
     return x / (1 + (-2 * (2 / arb.pi()).sqrt() * (x + arb(fmpq(44715, 10**6)) * x * x * x)).exp())
 
 
+def mish(x: arb) -> arb:
+    n = x.exp() * (x.exp() + 2)
+    return x * n / (n + 2)
+
+
 def elu(alpha: float) -> Real:
     return lambda x: x if x > 0 else arb(alpha) * (x.exp() - 1)
 
@@ -89,6 +94,7 @@ CASES = [
     Case(Silu(), lambda x: x / (1 + (-x).exp()), -1e3, 1e3, (-2.3993572805154677, 2.3993572805154677, -1.2784645)),
     Case(Gelu(), gelu, -1e3, 1e3, (-math.sqrt(2), math.sqrt(2), -0.7517915)),
     Case(GeluTanh(), gelu_tanh, -1e3, 1e3, (-1.4185040087908284, 1.4185040087908284, -0.7524614)),
+    Case(Mish(), mish, -1e3, 1e3, (-2.256376396360793, 1.4905711794854284, -1.1924312)),
     Case(Sin(), lambda x: x.sin(), -40.0, 40.0, (0.0, math.pi, math.pi / 2), 120),
     Case(Cos(), lambda x: x.cos(), -40.0, 40.0, (0.0, math.pi, math.pi / 2), 120),
 ]

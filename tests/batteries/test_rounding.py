@@ -24,7 +24,7 @@ from bounds.ops.affine import AddBranches, Linear, SubBranches
 from bounds.ops.base import Input, Op
 from bounds.ops.bilinear import Bilinear, MatrixProduct, Multiply
 from bounds.ops.functions import Cos, Elu, Erf, Exp, Power, Sin, Softplus
-from bounds.ops.gated import Gelu, GeluTanh, Silu
+from bounds.ops.gated import Gelu, GeluTanh, Mish, Silu
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, MaxReduce, Relu
 from bounds.ops.shape import Reshape
 from bounds.ops.smooth import Sigmoid, Tanh
@@ -196,6 +196,7 @@ SMOOTH: dict[str, Callable[[torch.Generator], Network]] = {
     "gelu": lambda rng: plain(rng, Gelu()),
     "gelu-tanh": lambda rng: plain(rng, GeluTanh()),
     "silu": lambda rng: plain(rng, Silu()),
+    "mish": lambda rng: plain(rng, Mish()),
     "elu": lambda rng: plain(rng, Elu(1.5)),
     "softplus": lambda rng: plain(rng, Softplus()),
     "softmax": softmax,
@@ -250,6 +251,7 @@ def apply(op: Op, *xs: list[Number]) -> list[Number]:
         Gelu: lambda v: v * (-v / arb(2).sqrt()).erfc() / 2,
         GeluTanh: lambda v: v / (1 + (-2 * (2 / arb.pi()).sqrt() * (v + arb(fmpq(44715, 10**6)) * v * v * v)).exp()),
         Silu: lambda v: v / (1 + (-v).exp()),
+        Mish: lambda v: v * v.exp().log1p().tanh(),
         Elu: lambda v: v if v > 0 else arb(op.alpha) * (v.exp() - 1),  # type: ignore[attr-defined]
         Softplus: lambda v: v.exp().log1p(),
         Exp: lambda v: v.exp(),

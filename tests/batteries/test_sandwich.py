@@ -35,7 +35,7 @@ from bounds.ops.affine import AddBranches, Linear, SubBranches
 from bounds.ops.base import Op
 from bounds.ops.bilinear import Multiply
 from bounds.ops.functions import Atan, Cos, Elu, Erf, Sin, Softplus, Softsign
-from bounds.ops.gated import Gelu, GeluTanh, Silu
+from bounds.ops.gated import Gelu, GeluTanh, Mish, Silu
 from bounds.ops.piecewise import Abs, Clip, LeakyRelu, Relu
 from bounds.ops.shape import Concat, Slice
 from bounds.ops.sign import Sign
@@ -494,6 +494,7 @@ ACTIVATIONS = [
     Gelu(),
     GeluTanh(),
     Silu(),
+    Mish(),
     Elu(0.5),
     Elu(2.0),
     Softplus(),

@@ -66,6 +66,8 @@ PATTERNS: dict[str, tuple[list[Step], list[str]]] = {
     "scaled silu": ([("Mul", ["x", "quick"], "a"), ("Sigmoid", ["a"], "b"), ("Mul", ["a", "b"], "y")], ["Scale", "Silu"]),
     "softplus": ([*CUT, ("Where", ["b", "x", "a"], "y")], ["Softplus"]),
     "softplus with beta": ([*SCALED, ("Where", ["b", "x", "d"], "y")], ["Scale", "Softplus", "Divide"]),
+    "mish": ([("Softplus", ["x"], "a"), ("Tanh", ["a"], "b"), ("Mul", ["b", "x"], "y")], ["Mish"]),
+    "mish of a softplus that is cut off": ([*CUT, ("Where", ["b", "x", "a"], "c"), ("Tanh", ["c"], "d"), ("Mul", ["x", "d"], "y")], ["Mish"]),
     "softsign": ([("Abs", ["x"], "a"), ("Add", ["a", "one"], "b"), ("Div", ["x", "b"], "y")], ["Softsign"]),
     "one over a root": ([*ROOTED, ("Div", ["one", "c"], "y")], ["Power", "Shift", "Power", "Scale"]),
     "divided by a root": ([*ROOTED, ("Div", ["x", "c"], "y")], ["Power", "Shift", "Power", "Multiply"]),
@@ -94,6 +96,9 @@ OTHERS: dict[str, list[Step]] = {
     "another cube": [CUBED[0], ("Mul", ["p", "other"], "q"), *TANH[2:], ("Mul", ["x", "c"], "y")],
     "not one": [*ERF[:2], ("Add", ["b", "half"], "c"), ("Mul", ["x", "c"], "y")],
     "another factor": [*ERF, ("Mul", ["x", "other"], "h"), ("Mul", ["h", "c"], "y")],
+    "tanh alone": [("Tanh", ["x"], "a"), ("Mul", ["x", "a"], "y")],
+    "softplus alone": [("Softplus", ["x"], "a"), ("Mul", ["x", "a"], "y")],
+    "mish of another variable": [("Neg", ["x"], "h"), ("Softplus", ["h"], "a"), ("Tanh", ["a"], "b"), ("Mul", ["x", "b"], "y")],
     "another variable": [*ERF, ("Neg", ["x"], "h"), ("Mul", ["h", "c"], "y")],
 }
 
