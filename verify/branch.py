@@ -123,7 +123,8 @@ class _Search(SubProblems):
                 return found
         if self.stuck:
             return self._undecided("branch: parts on which every activation is fixed stay open, their margins may be zero,")
-        return replace(self.query, closed=torch.ones_like(self.query.closed), floor=self.proven).verified(
+        floor = min(self.proven, self.query.excluded)
+        return replace(self.query, closed=torch.ones_like(self.query.closed), floor=floor).verified(
             self.stage.name, f"{self.bounded} sub-problems"
         )
 

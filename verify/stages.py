@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from bounds import rounding
 from bounds.crown import Crown
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
 from bounds.errors import DomainError, MemoryLimitError, NumericsError, ProofError, SolverError, TimeLimitError, UnsupportedOpError
@@ -114,6 +115,12 @@ class Query:
         """The best proven lower bound of the worst margin, or None."""
         worst = max(float(self.goal.worst(self.lower)), self.floor)
         return worst if worst > -torch.inf else None
+
+    @property
+    def excluded(self) -> float:
+        """A lower bound of the margins of the closed sets, infinite where there are none; 0 for sets that were excluded without a bound."""
+        margin = self.goal.per_set(rounding.below(self.lower - self.goal.d.to(self.lower)))
+        return float(margin.clamp_min(0.0)[self.closed].min()) if bool(self.closed.any()) else math.inf
 
     @property
     def unstable(self) -> int:

@@ -122,6 +122,23 @@ def test_a_set_of_several_rows_is_excluded_by_any_of_them() -> None:
     assert isinstance(verdict, Verified), verdict
 
 
+@pytest.mark.parametrize("bound", [True, False])
+def test_the_bound_covers_the_sets_that_were_excluded_before(bound: bool) -> None:
+    """f + 0.26 >= 0.01 is known from intervals; that 1.85 - f >= 0.1 is not, and says nothing about the other."""
+    question = asked(tent(), Box(-torch.ones(1, 2), torch.ones(1, 2)), [[1.0], [-1.0]], [-0.26, -1.85])
+    query = IBP(Query.of(tent(), question, Options()))
+    assert isinstance(query, Query)
+    assert query.closed.tolist() == [True, False]
+    if not bound:
+        query = replace(query, lower=torch.tensor([-torch.inf, float(query.lower[1])], dtype=torch.float64))
+    found = SplitNeurons()(query)
+    assert isinstance(found, Verified)
+    if bound:
+        assert found.bound == pytest.approx(0.01, abs=1e-5)
+    else:
+        assert found.bound is None
+
+
 def test_the_same_again() -> None:
     network = random_network(2)
     least = minimum(network, UNIT, [1.0, -1.0, 0.0])
