@@ -23,6 +23,7 @@ from verify.reduce import Reduce
 from verify.refute import Refute
 from verify.spec import Property, Specification
 from verify.stages import Bound, Exact, Falsify, Options, Query, Selective, Stage, Tighten
+from verify.unfold import Unfold
 from verify.verdict import Falsified, Semantics, Unknown, Verdict, Verified
 
 Effort = Literal["quick", "normal", "thorough"]
@@ -71,6 +72,7 @@ def default_stages(seed: int = 0, effort: Effort = "normal") -> tuple[Stage, ...
         SplitInput(most_bounded=600),
         alpha,
         Falsify(Pgd(steps=60, restarts=250 * longer, seed=seed + 1), seconds=2.0 * longer),
+        Unfold(),
         Reduce(),
         SplitInput(),
         SplitNeurons(seconds=1.0),

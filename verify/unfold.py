@@ -1,0 +1,57 @@
+"""The stage that writes maxima as ReLUs, which can be split and have slopes to choose, before the region or the neurons are divided."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from bounds.crown import Crown
+from bounds.ops.piecewise import MaxReduce
+from bounds.unfold import unfold_maxima
+from verify.stages import Bound, Options, Query
+from verify.verdict import Verdict, original_of
+
+
+@dataclass(frozen=True)
+class Unfold:
+    """Write maxima as ReLUs (see `bounds.unfold.unfold_maxima`).
+
+    Property: exact. Nothing is rounded, the unfolded network has the same values on the region, and counterexamples are still replayed on the
+    original model. Only for real arithmetic: in a float32 execution a - b + b is not a.
+
+    share: of the time that is left, for bounds of the new neurons; where that is not enough the network stays as it is.
+    """
+
+    share: float = 0.2
+    name: str = "unfold"
+    kind: str = "bounds"
+
+    def skips(self, query: Query) -> str | None:
+        """See `verify.stages.Selective`."""
+        if query.options.semantics != "real":
+            return "maxima become ReLUs in real arithmetic only, not in float32-any-order"
+        if not any(isinstance(node.op, MaxReduce) for node in query.network.nodes):
+            return "there are no maxima"
+        return None if query.intervals else "no engine has bounded the neurons"
+
+    def __call__(self, query: Query) -> Verdict | Query:
+        if self.skips(query) is not None:
+            return query
+        unfolded = unfold_maxima(query.network, query.intervals)
+        if len(unfolded.network.nodes) == len(query.network.nodes):
+            return query
+        network = replace(unfolded.network, original=original_of(query.network))
+        left = query.options.remaining()
+        limits = query.options if left is None else replace(query.options, deadline=time.monotonic() + self.share * left)
+        moved = replace(query, network=network, intervals=unfolded.moved(query.intervals), implied={}, options=limits)
+        found = Bound(self.name, _crown)(moved)
+        if not isinstance(found, Query):
+            return found
+        # A limit: nothing is known of the new nodes.
+        return replace(found, options=query.options) if len(found.intervals) == len(network.nodes) else query
+
+
+def _crown(dtype: torch.dtype, options: Options) -> Crown:
+    return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, both=False)
