@@ -10,6 +10,7 @@ verifiers; Wang et al. 2021, Beta-CROWN.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -196,13 +197,14 @@ class AlphaCrown(LinearEngine):
     """alpha-CROWN. Property: sound, never looser than `Crown` with the same fields. Numerics: outward rounded.
 
     steps, lr: of the ascent, see `Ascent`. hidden: optimise the bounds of hidden nodes too, as long as the walk from a node takes at most
-    `most_hidden` coefficients (rows times numbers that they pass).
+    `most_hidden` coefficients (rows times numbers that they pass), and until `hidden_until`, a value of time.monotonic(); later ones keep CROWN's.
     """
 
     steps: int = 20
     lr: float = 0.1
     hidden: bool = True
     most_hidden: int = 2_000_000
+    hidden_until: float | None = None
 
     def _objective(self, trace: Trace, C: Tensor, limit: int) -> tuple[LinearBounds, Interval]:
         linear, found = bound_objective(trace, C, limit, self.both)
@@ -230,7 +232,9 @@ class AlphaCrown(LinearEngine):
         count = int(mask.sum(1).max())
         if not self.hidden or trace.network.affine_in_input[index] or count == 0:
             return
-        if 2 * count * neurons(trace.network, index) > self.most_hidden:
+        if 2 * count * neurons(trace.network, index) > self.most_hidden or (
+            self.hidden_until is not None and time.monotonic() >= self.hidden_until
+        ):
             return
         chosen = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         elements = torch.cat([chosen, chosen], dim=1)

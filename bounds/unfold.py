@@ -1,7 +1,8 @@
-"""Maxima written as ReLUs: max(a, b) = a + relu(b - a).
+"""Maxima written as ReLUs, max(a, b) = a + relu(b - a), and products as squares, 4 s a b = (a + s b)^2 - (a - s b)^2.
 
-A maximum has no slopes to choose and no two states to split; ReLUs have both. Only taps that can be the largest on a region take part, so that
-most windows come to one or two ReLUs or to none.
+A maximum or a product has no slopes to choose and nothing to split; ReLUs and squares have both. Only taps that can be the largest on a region take
+part in a maximum, so that most windows come to one or two ReLUs or to none. With s the ratio of the widths of a and b, rounded to a power of two
+so that nothing else is, the planes of the two squares are about as far apart as McCormick's planes of the product.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ from torch import Tensor
 
 from bounds.interval import Interval
 from bounds.network import Network, Node
-from bounds.ops.affine import AddBranches, SubBranches
+from bounds.ops.affine import AddBranches, ReduceSum, Scale, SubBranches
 from bounds.ops.base import Op, Shape, product
+from bounds.ops.bilinear import Bilinear
+from bounds.ops.functions import Power
 from bounds.ops.piecewise import MaxReduce, Relu
 from bounds.ops.shape import Gather, Pad, Reshape, Slice
 
 MOST = 9
 """Taps up to which a maximum is unfolded: every one is another ReLU on top of the others."""
+MOST_TERMS = 1000
+"""Terms of all products up to which they are unfolded: each is two squares with slopes of their own in every row."""
 
 
 @dataclass(frozen=True, eq=False)
 class Unfolded:
-    """A network with ReLUs for maxima. places: where the nodes of the network it came from are, by their index there."""
+    """A network with ReLUs for maxima and squares for products. places: where the nodes of the network it came from are, by their index there."""
 
     network: Network
     places: dict[int, int]
@@ -35,23 +40,35 @@ class Unfolded:
         return {self.places[index]: interval for index, interval in intervals.items()}
 
 
-def unfold_maxima(network: Network, intervals: Mapping[int, Interval]) -> Unfolded:
-    """Write maxima as ReLUs; the network itself where there are none, or with more than `MOST` contenders.
+def unfold(network: Network, intervals: Mapping[int, Interval]) -> Unfolded:
+    """Write maxima as ReLUs, but for those with more than `MOST` contenders, and products as squares, where there are at most `MOST_TERMS` terms.
 
     intervals: of nodes, (1, *shape), by index. Property: the same values on the region, exactly: taps that are smaller than another one
     throughout their intervals are left out.
     """
     nodes: list[Node] = []
     places: dict[int, int] = {}
+    squares = _terms(network) <= MOST_TERMS
     for index, node in enumerate(network.nodes):
-        inputs = tuple(places[source] for source in node.inputs)
-        contest = _contest(intervals[node.inputs[0]]) if isinstance(node.op, MaxReduce) and node.inputs[0] in intervals else None
-        if contest is None:
-            nodes.append(Node(node.op, inputs, node.shape, node.name))
+        inputs, known = tuple(places[source] for source in node.inputs), [intervals.get(source) for source in node.inputs]
+        contest = _contest(known[0]) if isinstance(node.op, MaxReduce) and known[0] is not None else None
+        if contest is not None:
+            _maximum(nodes, inputs[0], contest, node)
+        elif isinstance(node.op, Bilinear) and squares and known[0] is not None and known[1] is not None:
+            _product(nodes, (inputs[0], inputs[1]), (known[0], known[1]), node, node.op)
         else:
-            _unfold(nodes, inputs[0], contest, node)
+            nodes.append(Node(node.op, inputs, node.shape, node.name))
         places[index] = len(nodes) - 1
     return Unfolded(Network(tuple(nodes), network.original), places)
+
+
+def _terms(network: Network) -> int:
+    """Terms of all products."""
+    total = 0
+    for index, node in enumerate(network.nodes):
+        if isinstance(node.op, Bilinear):
+            total += node.op.sums(*network.input_shapes(index)) * product(node.shape)
+    return total
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,22 +97,54 @@ def _contest(x: Interval) -> _Contest | None:
     return _Contest(windows, taps[windows], counts[windows])
 
 
-def _unfold(nodes: list[Node], source: int, contest: _Contest, node: Node) -> None:
+class _Chain:
+    """Appends the nodes that stand for one node."""
+
+    def __init__(self, nodes: list[Node], node: Node) -> None:
+        self.nodes, self.name = nodes, f"{node.name}, unfolded"
+
+    def add(self, op: Op, inputs: tuple[int, ...], shape: Shape) -> int:
+        """Another node; its index."""
+        self.nodes.append(Node(op, inputs, shape, self.name))
+        return len(self.nodes) - 1
+
+    def flat(self, source: int) -> int:
+        """A node's elements in one row."""
+        shape = (product(self.nodes[source].shape),)
+        return self.add(Reshape(shape), (source,), shape)
+
+
+def _maximum(nodes: list[Node], source: int, contest: _Contest, node: Node) -> None:
     """Append what computes the maxima of node `source`; one contender after the other, for the windows that have so many."""
-
-    def add(op: Op, inputs: tuple[int, ...], shape: Shape) -> int:
-        nodes.append(Node(op, inputs, shape, f"{node.name}, unfolded"))
-        return len(nodes) - 1
-
-    n = len(contest.windows)
-    flat = add(Reshape((product(nodes[source].shape),)), (source,), (product(nodes[source].shape),))
-    largest = add(Gather(0, contest.taps[:, 0]), (flat,), (n,))
+    chain, n = _Chain(nodes, node), len(contest.windows)
+    flat = chain.flat(source)
+    largest = chain.add(Gather(0, contest.taps[:, 0]), (flat,), (n,))
     for k in range(1, contest.taps.shape[1]):
         some = int((contest.counts > k).sum())
-        tap = add(Gather(0, contest.taps[:some, k]), (flat,), (some,))
-        so_far = add(Slice(((0, some, 1),)), (largest,), (some,))
-        more = add(Relu(), (add(SubBranches(), (tap, so_far), (some,)),), (some,))
-        padded = add(Pad(((0, n - some),)), (more,), (n,)) if some < n else more
-        largest = add(AddBranches(), (largest, padded), (n,))
-    ordered = add(Gather(0, contest.windows.argsort()), (largest,), (n,))
-    add(Reshape(node.shape), (ordered,), node.shape)
+        tap = chain.add(Gather(0, contest.taps[:some, k]), (flat,), (some,))
+        so_far = chain.add(Slice(((0, some, 1),)), (largest,), (some,))
+        more = chain.add(Relu(), (chain.add(SubBranches(), (tap, so_far), (some,)),), (some,))
+        padded = chain.add(Pad(((0, n - some),)), (more,), (n,)) if some < n else more
+        largest = chain.add(AddBranches(), (largest, padded), (n,))
+    ordered = chain.add(Gather(0, contest.windows.argsort()), (largest,), (n,))
+    chain.add(Reshape(node.shape), (ordered,), node.shape)
+
+
+def _product(nodes: list[Node], sources: tuple[int, int], known: tuple[Interval, Interval], node: Node, op: Bilinear) -> None:
+    """Append what computes the sum of the products of two nodes' elements."""
+    chain = _Chain(nodes, node)
+    places = [torch.arange(product(nodes[source].shape)).reshape(1, *nodes[source].shape) for source in sources]
+    first, second = torch.broadcast_tensors(*op.lift(places[0], places[1]))
+    terms, n = tuple(first.shape[1:]), first.numel()
+    widths = [x.width.flatten().to(torch.float64)[at.flatten()] for x, at in zip(known, (first, second), strict=True)]
+    ratio = torch.where((widths[0] > 0) & (widths[1] > 0), widths[0] / widths[1], 1.0)
+    scale = torch.exp2(ratio.log2().round().clamp(-20, 20)).to(torch.float32)
+    a = chain.add(Gather(0, first.flatten()), (chain.flat(sources[0]),), (n,))
+    b = chain.add(Scale(scale), (chain.add(Gather(0, second.flatten()), (chain.flat(sources[1]),), (n,)),), (n,))
+    total, rest = (chain.add(Power(2.0), (chain.add(way, (a, b), (n,)),), (n,)) for way in (AddBranches(), SubBranches()))
+    quarters = chain.add(SubBranches(), (total, rest), (n,))
+    result = chain.add(Scale(0.25 / scale), (quarters,), (n,))
+    if terms == node.shape:
+        chain.add(Reshape(terms), (result,), terms)
+        return
+    chain.add(ReduceSum((len(terms) - 2,), keepdims=False), (chain.add(Reshape(terms), (result,), terms),), node.shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -41,6 +41,10 @@ class Result:
     stages: tuple[StageRecord, ...] = ()
 
 
+_HIDDEN_SHARE = 0.15
+"""Of the time that is left, for slopes of hidden neurons' bounds: networks of many small layers take longest for them."""
+
+
 def _ibp(dtype: torch.dtype, options: Options) -> BoundEngine:
     return Ibp(dtype, options.device, options.semantics, memory_mb=options.memory_mb)
 
@@ -51,7 +55,10 @@ def _crown(dtype: torch.dtype, options: Options) -> BoundEngine:
 
 def _alpha(steps: int) -> Callable[[torch.dtype, Options], BoundEngine]:
     def build(dtype: torch.dtype, options: Options) -> BoundEngine:
-        return AlphaCrown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, steps=steps, both=False)
+        left = options.remaining()
+        until = None if left is None else time.monotonic() + _HIDDEN_SHARE * left
+        engine = AlphaCrown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, steps=steps, both=False)
+        return replace(engine, hidden_until=until)
 
     return build
 

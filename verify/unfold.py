@@ -1,4 +1,4 @@
-"""The stage that writes maxima as ReLUs, which can be split and have slopes to choose, before the region or the neurons are divided."""
+"""The stage that writes maxima as ReLUs and products as squares, which can be split and have slopes to choose, before anything is divided."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 import torch
 
 from bounds.crown import Crown
+from bounds.ops.bilinear import Bilinear
 from bounds.ops.piecewise import MaxReduce
-from bounds.unfold import unfold_maxima
+from bounds.unfold import unfold
 from verify.stages import Bound, Options, Query
 from verify.verdict import Verdict, original_of
 
 
 @dataclass(frozen=True)
 class Unfold:
-    """Write maxima as ReLUs (see `bounds.unfold.unfold_maxima`).
+    """Write maxima as ReLUs and products as squares (see `bounds.unfold.unfold`).
 
     Property: exact. Nothing is rounded, the unfolded network has the same values on the region, and counterexamples are still replayed on the
     original model. Only for real arithmetic: in a float32 execution a - b + b is not a.
@@ -31,15 +32,15 @@ class Unfold:
     def skips(self, query: Query) -> str | None:
         """See `verify.stages.Selective`."""
         if query.options.semantics != "real":
-            return "maxima become ReLUs in real arithmetic only, not in float32-any-order"
-        if not any(isinstance(node.op, MaxReduce) for node in query.network.nodes):
-            return "there are no maxima"
+            return "maxima and products are rewritten in real arithmetic only, not in float32-any-order"
+        if not any(isinstance(node.op, MaxReduce | Bilinear) for node in query.network.nodes):
+            return "there are no maxima and no products"
         return None if query.intervals else "no engine has bounded the neurons"
 
     def __call__(self, query: Query) -> Verdict | Query:
         if self.skips(query) is not None:
             return query
-        unfolded = unfold_maxima(query.network, query.intervals)
+        unfolded = unfold(query.network, query.intervals)
         if len(unfolded.network.nodes) == len(query.network.nodes):
             return query
         network = replace(unfolded.network, original=original_of(query.network))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 
 import cvxpy
@@ -117,6 +118,15 @@ def test_the_ascent_is_single_precision_and_its_proof_is_not(monkeypatch: pytest
         problem = problem_of(trace, sign * torch.eye(2))
         alphas, betas, _ = maximise(problem, problem.initial(), {}, Ascent(engine.steps, engine.lr))
         assert torch.allclose(ends, prove(problem, alphas, betas).bound[0], rtol=0, atol=1e-5 * float(found.width.max()))
+
+
+def test_hidden_bounds_are_optimised_until_their_time_is_over() -> None:
+    network = small(seed=1)
+    over, never, ever = (AlphaCrown(hidden_until=time.monotonic() - 1), AlphaCrown(hidden=False), AlphaCrown())
+    late, last, all_ = (engine(network, UNIT).intervals for engine in (over, never, ever))
+    for index in range(len(network.nodes) - 1):
+        assert torch.equal(late[index].lower, last[index].lower)
+    assert float(sum(i.width.sum() for i in all_)) < float(sum(i.width.sum() for i in late))
 
 
 def test_a_trace_in_another_type_encloses() -> None:

@@ -1,4 +1,4 @@
-"""Maxima written as ReLUs: the same values on the region, and no ReLU for taps that cannot be the largest."""
+"""Maxima written as ReLUs, products as squares: the same values on the region, and no ReLU for taps that cannot be the largest."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from bounds import unfold
 from bounds.crown import Crown
 from bounds.interval import Interval
 from bounds.network import Network
-from bounds.ops.affine import Linear
+from bounds.ops.affine import Linear, Scale
+from bounds.ops.base import Op, Shape, product
+from bounds.ops.bilinear import Bilinear, MatrixProduct, Multiply
+from bounds.ops.functions import Power
 from bounds.ops.piecewise import MaxReduce, Relu
-from bounds.ops.shape import Reshape
+from bounds.ops.shape import Reshape, Slice
 from bounds.region import Box
-from bounds.unfold import Unfolded, unfold_maxima
-from tests.bounds.networks import ZOO, chain, regions
+from bounds.unfold import MOST, Unfolded, unfold
+from tests.bounds.networks import ZOO, build, chain, regions
 
 
 def largest(taps: int, windows: int = 1) -> Network:
@@ -28,7 +30,7 @@ def box(lower: list[float], upper: list[float]) -> Box:
 
 
 def unfolded(network: Network, region: Box) -> Unfolded:
-    return unfold_maxima(network, dict(enumerate(Crown(torch.float64)(network, region).intervals)))
+    return unfold(network, dict(enumerate(Crown(torch.float64)(network, region).intervals)))
 
 
 def relus(found: Unfolded) -> list[int]:
@@ -75,21 +77,64 @@ def test_no_contest_no_relu() -> None:
 
 
 def test_too_many_contenders_stay_a_maximum() -> None:
-    taps = unfold.MOST + 1
+    taps = MOST + 1
     region = box([-1.0] * taps, [1.0] * taps)
     found = unfolded(largest(taps), region)
     assert relus(found) == []
     assert len(found.network.nodes) == len(largest(taps).nodes)
 
 
-@pytest.mark.parametrize("name", [name for name, network in ZOO.items() if any(isinstance(node.op, MaxReduce) for node in network.nodes)])
+def test_a_product_is_two_squares() -> None:
+    """8 times as wide: the second factor is scaled by 8, a power of two, and so is everything else."""
+    network = build((3,), (Slice(((0, 1, 1),)), (0,)), (Slice(((1, 2, 1),)), (0,)), (Multiply(), (1, 2)))
+    region = box([-3.0, 1.0, 0.0], [5.0, 2.0, 0.0])
+    found = unfolded(network, region)
+    assert same(network, found, region)
+    assert [float(node.op.factor) for node in found.network.nodes if isinstance(node.op, Scale)] == [8.0, 1 / 32]
+    assert sum(isinstance(node.op, Power) for node in found.network.nodes) == 2
+    assert not any(isinstance(node.op, Multiply) for node in found.network.nodes)
+
+
+def test_factors_that_are_fixed() -> None:
+    network = build((2,), (Slice(((0, 1, 1),)), (0,)), (Slice(((1, 2, 1),)), (0,)), (Multiply(), (1, 2)))
+    for region in (box([-1.0, 3.0], [1.0, 3.0]), box([2.0, 3.0], [2.0, 3.0])):
+        found = unfolded(network, region)
+        assert same(network, found, region)
+        assert Crown(torch.float64)(found.network, region).objective.is_finite()
+
+
+def test_a_matrix_product_and_broadcasting() -> None:
+    def halves(op: Op, first: Shape, second: Shape) -> Network:
+        size = product(first)
+        parts = (Slice(((0, size, 1),)), (0,)), (Slice(((size, size + product(second), 1),)), (0,))
+        return build((size + product(second),), *parts, (Reshape(first), (1,)), (Reshape(second), (2,)), (op, (3, 4)))
+
+    rng = torch.Generator().manual_seed(1)
+    for op, first, second in ((MatrixProduct(), (2, 3), (3, 4)), (MatrixProduct(), (2, 1, 3), (1, 3, 2)), (Multiply(), (2, 3), (1, 3))):
+        network = halves(op, first, second)
+        center = torch.randn(1, *network.input_shape, generator=rng)
+        region = Box(center - 0.3, center + 0.3)
+        assert same(network, unfolded(network, region), region)
+
+
+def test_too_many_products_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = build((2,), (Slice(((0, 1, 1),)), (0,)), (Slice(((1, 2, 1),)), (0,)), (Multiply(), (1, 2)))
+    monkeypatch.setattr("bounds.unfold.MOST_TERMS", 0)
+    assert len(unfolded(network, box([-1.0, -1.0], [1.0, 1.0])).network.nodes) == len(network.nodes)
+
+
+def folded(network: Network) -> bool:
+    return any(isinstance(node.op, MaxReduce | Bilinear) for node in network.nodes)
+
+
+@pytest.mark.parametrize("name", [name for name, network in ZOO.items() if folded(network)])
 def test_networks_of_the_zoo(name: str) -> None:
     network = ZOO[name]
     region = regions(network, "box")
     assert isinstance(region, Box)
     one = Box(region.lower[:1], region.upper[:1])
     found = unfolded(network, one)
-    assert relus(found)
+    assert len(found.network.nodes) > len(network.nodes)
     assert same(network, found, one)
     before = Crown(torch.float64)(network, one)
     moved = found.moved(dict(enumerate(before.intervals)))

@@ -1,4 +1,4 @@
-"""Maxima as ReLUs: questions that bounds of maxima leave open are decided, and verdicts stay what programs say they are."""
+"""Maxima as ReLUs and products as squares: questions that their own bounds leave open are decided, and verdicts stay what programs say they are."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import pytest
 import torch
 
 from bounds.crown import Crown
+from bounds.linear import Halfspaces
 from bounds.network import Network
 from bounds.ops.affine import Linear
+from bounds.ops.bilinear import Multiply
 from bounds.ops.piecewise import MaxReduce, Relu
 from bounds.ops.shape import Reshape
-from tests.bounds.networks import chain, fully_connected
+from bounds.region import Box
+from tests.bounds.networks import build, chain, fully_connected
 from verify.branch import SplitNeurons
 from verify.run import default_stages, verify
 from verify.spec import Specification, robustness
@@ -65,6 +68,16 @@ def test_a_question_that_takes_splitting_maxima() -> None:
     assert isinstance(verify(network, asked, stages=(CROWN, Unfold(), SplitNeurons()), timeout=60).verdict, Verified)
 
 
+def test_a_product_that_no_plane_sees() -> None:
+    """x x as a product of two nodes is at least 0, and McCormick's planes see -1."""
+    twice = torch.ones(1, 1)
+    network = build((1,), (Linear(twice), (0,)), (Linear(twice), (0,)), (Multiply(), (1, 2)))
+    region = Box(-torch.ones(1, 1), torch.ones(1, 1))
+    asked = Specification(region, (Halfspaces(torch.ones(1, 1, dtype=torch.float64), torch.tensor([-0.1], dtype=torch.float64)),))
+    assert not isinstance(verify(network, asked, stages=(CROWN, SplitNeurons()), timeout=20).verdict, Verified)
+    assert isinstance(verify(network, asked, stages=(CROWN, Unfold(), SplitNeurons()), timeout=20).verdict, Verified)
+
+
 def test_it_comes_before_branching() -> None:
     names = [stage.name for stage in default_stages()]
     assert names.index("alpha") < names.index("unfold") < names.index("branch")
@@ -89,7 +102,7 @@ def test_the_original_is_kept_and_everything_is_known() -> None:
 
 def test_a_network_without_maxima_and_float32_are_skipped() -> None:
     plain = bounded(fully_connected(Relu(), seed=0, widths=(4, 8, 3)), 0.5)
-    assert Unfold().skips(plain) == "there are no maxima"
+    assert Unfold().skips(plain) == "there are no maxima and no products"
     assert Unfold()(plain) is plain
     rounded = bounded(pooled(0), 0.5, Options(semantics="float32-any-order"))
     assert "float32" in str(Unfold().skips(rounded))
