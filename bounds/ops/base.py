@@ -173,6 +173,8 @@ class Affine(Op):
             return Interval(self.forward(*(x.lower for x in xs)), self.forward(*(x.upper for x in xs)))
         dtype = xs[0].lower.dtype
         relative = 2 * rounding.gamma(terms + 8, dtype)
+        if self.elementwise and len(xs) == 1:
+            return self._ends(xs[0], relative, rounding.underflow(terms + 8, dtype))
         centers = [(x.lower + x.upper) / 2 for x in xs]
         radii = [torch.maximum(x.upper - c, c - x.lower) for x, c in zip(xs, centers, strict=True)]
         # The rounding error is bounded in the same product as the radius: |W| (r + relative |x|).
@@ -185,6 +187,17 @@ class Affine(Op):
         )
         center = self.forward(*centers)
         return Interval(rounding.below(center, spread), rounding.above(center, spread))
+
+
+    def _ends(self, x: Interval, relative: float, tiny: float) -> Interval:
+        """The values at both ends, each less its own rounding: a wide interval costs its small end nothing."""
+        offset = self.bias_magnitude()
+        values = []
+        for end in (x.lower, x.upper):
+            size = self.linear(end.abs(), absolute=True)
+            values.append((self.forward(end), relative * (size if offset is None else size + offset) + tiny))
+        below, above = ([side(value, error) for value, error in values] for side in (rounding.below, rounding.above))
+        return Interval(torch.minimum(*below), torch.maximum(*above))
 
 
 class MovesData(Affine):

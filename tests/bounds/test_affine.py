@@ -68,6 +68,18 @@ def test_shift_scale_and_branches() -> None:
     assert AddBranches().terms((2,), (1,)) == 2
 
 
+@pytest.mark.parametrize(
+    "op", [Shift(torch.tensor([1.0])), Scale(torch.tensor([3.0])), Divide(torch.tensor([-7.0]))], ids=lambda op: type(op).__name__
+)
+def test_a_wide_interval_costs_its_small_end_nothing(op: Shift | Scale | Divide) -> None:
+    """x + 1 for x in [0, 1e20] stays above 0; rounding errors of the large end would take it below."""
+    found = op.interval(Interval(T(1e-3), T(1e20)))
+    ends = sorted(float(op.forward(torch.tensor([[x]], dtype=torch.float64))) for x in (1e-3, 1e20))
+    assert float(found.lower) <= ends[0] <= ends[1] <= float(found.upper)
+    small, met = min(ends, key=abs), min((float(found.lower), float(found.upper)), key=abs)
+    assert met == pytest.approx(small, rel=1e-5)
+
+
 def test_averages() -> None:
     x = torch.tensor([[[[1.0, 2.0, 3.0, 4.0, 5.0]]]])
     op = AveragePool((3,), (2,), ((1, 1),), torch.tensor([2.0, 3.0, 2.0]))
