@@ -53,9 +53,9 @@ def unfold(network: Network, intervals: Mapping[int, Interval]) -> Unfolded:
         inputs, known = tuple(places[source] for source in node.inputs), [intervals.get(source) for source in node.inputs]
         contest = _contest(known[0]) if isinstance(node.op, MaxReduce) and known[0] is not None else None
         if contest is not None:
-            _maximum(nodes, inputs[0], contest, node)
+            _maximum(_Chain(nodes, node), inputs[0], contest)
         elif isinstance(node.op, Bilinear) and squares and known[0] is not None and known[1] is not None:
-            _product(nodes, (inputs[0], inputs[1]), (known[0], known[1]), node, node.op)
+            _product(_Chain(nodes, node), (inputs[0], inputs[1]), (known[0], known[1]), node.op, network.dtype)
         else:
             nodes.append(Node(node.op, inputs, node.shape, node.name))
         places[index] = len(nodes) - 1
@@ -98,10 +98,10 @@ def _contest(x: Interval) -> _Contest | None:
 
 
 class _Chain:
-    """Appends the nodes that stand for one node."""
+    """Appends to `nodes` those that stand for `node`."""
 
     def __init__(self, nodes: list[Node], node: Node) -> None:
-        self.nodes, self.name = nodes, f"{node.name}, unfolded"
+        self.nodes, self.shape, self.name = nodes, node.shape, f"{node.name}, unfolded"
 
     def add(self, op: Op, inputs: tuple[int, ...], shape: Shape) -> int:
         """Another node; its index."""
@@ -114,9 +114,9 @@ class _Chain:
         return self.add(Reshape(shape), (source,), shape)
 
 
-def _maximum(nodes: list[Node], source: int, contest: _Contest, node: Node) -> None:
+def _maximum(chain: _Chain, source: int, contest: _Contest) -> None:
     """Append what computes the maxima of node `source`; one contender after the other, for the windows that have so many."""
-    chain, n = _Chain(nodes, node), len(contest.windows)
+    n = len(contest.windows)
     flat = chain.flat(source)
     largest = chain.add(Gather(0, contest.taps[:, 0]), (flat,), (n,))
     for k in range(1, contest.taps.shape[1]):
@@ -127,24 +127,24 @@ def _maximum(nodes: list[Node], source: int, contest: _Contest, node: Node) -> N
         padded = chain.add(Pad(((0, n - some),)), (more,), (n,)) if some < n else more
         largest = chain.add(AddBranches(), (largest, padded), (n,))
     ordered = chain.add(Gather(0, contest.windows.argsort()), (largest,), (n,))
-    chain.add(Reshape(node.shape), (ordered,), node.shape)
+    chain.add(Reshape(chain.shape), (ordered,), chain.shape)
 
 
-def _product(nodes: list[Node], sources: tuple[int, int], known: tuple[Interval, Interval], node: Node, op: Bilinear) -> None:
+def _product(chain: _Chain, sources: tuple[int, int], known: tuple[Interval, Interval], op: Bilinear, dtype: torch.dtype) -> None:
     """Append what computes the sum of the products of two nodes' elements."""
-    chain = _Chain(nodes, node)
-    places = [torch.arange(product(nodes[source].shape)).reshape(1, *nodes[source].shape) for source in sources]
+    shapes = [chain.nodes[source].shape for source in sources]
+    places = [torch.arange(product(shape)).reshape(1, *shape) for shape in shapes]
     first, second = torch.broadcast_tensors(*op.lift(places[0], places[1]))
     terms, n = tuple(first.shape[1:]), first.numel()
     widths = [x.width.flatten().to(torch.float64)[at.flatten()] for x, at in zip(known, (first, second), strict=True)]
     ratio = torch.where((widths[0] > 0) & (widths[1] > 0), widths[0] / widths[1], 1.0)
-    scale = torch.exp2(ratio.log2().round().clamp(-20, 20)).to(torch.float32)
+    scale = torch.exp2(ratio.log2().round().clamp(-20, 20)).to(dtype)
     a = chain.add(Gather(0, first.flatten()), (chain.flat(sources[0]),), (n,))
     b = chain.add(Scale(scale), (chain.add(Gather(0, second.flatten()), (chain.flat(sources[1]),), (n,)),), (n,))
     total, rest = (chain.add(Power(2.0), (chain.add(way, (a, b), (n,)),), (n,)) for way in (AddBranches(), SubBranches()))
     quarters = chain.add(SubBranches(), (total, rest), (n,))
     result = chain.add(Scale(0.25 / scale), (quarters,), (n,))
-    if terms == node.shape:
+    if terms == chain.shape:
         chain.add(Reshape(terms), (result,), terms)
         return
-    chain.add(ReduceSum((len(terms) - 2,), keepdims=False), (chain.add(Reshape(terms), (result,), terms),), node.shape)
+    chain.add(ReduceSum((len(terms) - 2,), keepdims=False), (chain.add(Reshape(terms), (result,), terms),), chain.shape)

@@ -188,7 +188,6 @@ class Affine(Op):
         center = self.forward(*centers)
         return Interval(rounding.below(center, spread), rounding.above(center, spread))
 
-
     def _ends(self, x: Interval, relative: float, tiny: float) -> Interval:
         """The values at both ends, each less its own rounding: a wide interval costs its small end nothing."""
         offset = self.bias_magnitude()
