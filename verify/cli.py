@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         code = ringfence.main(given, prog_name="ringfence", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
+        complain("interrupted")
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001 - whatever it is, it is shown
         message = _message(error)

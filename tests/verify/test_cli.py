@@ -529,3 +529,12 @@ def test_confirm_reaches_the_question(run: Runner, net: Path, safe: Path, monkey
     run("verify", net, safe)
     run("verify", net, safe, "--confirm")
     assert asked == [None, verify.command.second_solver()]
+
+
+def test_an_interrupt_before_anything_was_asked_says_so(run: Runner, net: Path, safe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("verify.command.choose", stop)
+    code, out, err = run("verify", net, safe)
+    assert (code, out, err.split("\n")[-2]) == (130, "", "ringfence: interrupted")
