@@ -230,11 +230,10 @@ class AlphaCrown(LinearEngine):
         interval = trace.interval(index)
         mask = unstable(trace.network, index, interval).flatten(1)
         count = int(mask.sum(1).max())
-        if not self.hidden or trace.network.affine_in_input[index] or count == 0:
+        over = self.hidden_until is not None and time.monotonic() >= self.hidden_until
+        if not self.hidden or over or trace.network.affine_in_input[index] or count == 0:
             return
-        if 2 * count * neurons(trace.network, index) > self.most_hidden or (
-            self.hidden_until is not None and time.monotonic() >= self.hidden_until
-        ):
+        if 2 * count * neurons(trace.network, index) > self.most_hidden:
             return
         chosen = mask.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :count]
         elements = torch.cat([chosen, chosen], dim=1)

@@ -47,10 +47,10 @@ def product(node: NodeReader, first: int, second: int) -> int | None:
             return node.emit(Power(held.op.exponent + 1), one)
         if isinstance(held.op, Sigmoid) and held.inputs == (one,):
             return node.emit(Silu(), one)
-        softplus = node.builder.nodes[held.inputs[0]] if isinstance(held.op, Tanh) else held
-        if isinstance(softplus.op, Softplus) and isinstance(held.op, Tanh) and softplus.inputs == (one,):
+        below = node.builder.nodes[held.inputs[0]] if isinstance(held.op, Tanh) else None
+        if below is not None and isinstance(below.op, Softplus) and below.inputs == (one,):
             # a softplus that is cut off where x > 12: |x| |tanh(x) - tanh(softplus(x))| <= 4 |x| exp(-3 x) there
-            return node.emit(Mish(1.2e-14 if softplus.op.stray else 0.0), one)
+            return node.emit(Mish(1.2e-14 if below.op.stray else 0.0), one)
         gate = _gate(node, other)
         if gate is not None and gate.source == one:
             return _times(node, gate.emit(node), gate.times)

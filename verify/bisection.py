@@ -92,9 +92,7 @@ class SplitInput:
         box = _as_box(query.specification.region)
         if box is None or self.skips(query) is not None:
             return query
-        left = query.options.remaining()
-        deadline = None if left is None else time.monotonic() + self.share * left
-        return _Search(query, box, self, deadline).run()
+        return _Search(query, box, self, query.options.until(self.share)).run()
 
 
 def _as_box(region: Region) -> Box | None:
@@ -237,7 +235,7 @@ class _Search:
         closed = batch.closed if cut is None else batch.closed | cut
         done = closed.all(-1)
         if bool(done.any()):
-            margin = self.goal.per_set(rounding.below(batch.rows - self.goal.d.to(batch.rows)))
+            margin = self.goal.at_least(batch.rows)
             margin = margin if cut is None else torch.where(cut, margin.clamp_min(self.proven), margin)
             self.proven = min(self.proven, float(margin[done].min()))
         return batch.select((~done).nonzero().flatten())

@@ -35,7 +35,7 @@ from verify.terminal import complain, put
 @click.option("--explain", "explained", is_flag=True, help="Tell what every stage did and why, on stderr or as a JSON field.")
 @options.THREADS
 @options.JSON
-@options.TIMEOUT
+@options.timeout("Seconds allowed for each question; then the answer is unknown.")
 @options.DEVICE
 @options.MEMORY_LIMIT
 @options.SEED
@@ -87,7 +87,7 @@ def verify(  # noqa: PLR0913 - one argument an option
 @click.option("--semantics", default="real", help="Arithmetic that certified covers: real or float32-any-order.")
 @options.THREADS
 @options.JSON
-@click.option("--timeout", type=click.FloatRange(min=0.0), help="Seconds for the whole run; then the figures so far.")
+@options.timeout("Seconds for the whole run; then the figures so far.")
 @options.DEVICE
 @options.MEMORY_LIMIT
 @options.SEED
@@ -148,7 +148,7 @@ def evaluate(  # noqa: PLR0913 - one argument an option
 @options.SEMANTICS
 @options.CONFIRM
 @options.JSON
-@click.option("--timeout", type=click.FloatRange(min=0.0), help="Seconds for each instance. [default: the suite's own; 60 for images]")
+@options.timeout("Seconds for each instance. [default: the suite's own; 60 for images]")
 @options.DEVICE
 @options.MEMORY_LIMIT
 @options.SEED
@@ -243,7 +243,7 @@ def report(
 @options.CLIP
 @click.option("--threads", type=click.IntRange(min=1), default=1, help="Threads for bounds.")
 @options.JSON
-@click.option("--timeout", type=click.FloatRange(min=0.0), help="Seconds for each image; then the best so far.")
+@options.timeout("Seconds for each image; then the best so far.")
 @options.DEVICE
 @options.MEMORY_LIMIT
 @options.unused("--seed")
@@ -296,7 +296,7 @@ def region(  # noqa: PLR0913 - one argument an option
 @options.CLIP
 @options.THREADS
 @options.JSON
-@click.option("--timeout", type=click.FloatRange(min=0.0), help="Seconds for the whole run; then the best ends so far.")
+@options.timeout("Seconds for the whole run; then the best ends so far.")
 @options.DEVICE
 @options.MEMORY_LIMIT
 @options.SEED
@@ -360,7 +360,7 @@ def radius(  # noqa: PLR0913 - one argument an option
 @click.option("--clip/--no-clip", default=True, help="Whether perturbed inputs stay in [0, 1].")
 @options.THREADS
 @options.JSON
-@click.option("--timeout", type=click.FloatRange(min=0.0), default=60.0, help="Seconds for each image; then the ends so far.")
+@options.timeout("Seconds for each image; then the ends so far.", 60.0)
 @options.DEVICE
 @options.MEMORY_LIMIT
 @options.SEED

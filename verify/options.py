@@ -12,6 +12,7 @@ import click
 Command = Callable[..., Any]
 
 PATH = click.Path(path_type=Path)
+_SECONDS, _NUMBER = click.FloatRange(min=0.0), click.IntRange(min=0)
 
 MODEL = click.argument("model", metavar="NET.onnx", type=PATH, help="The network, plain or gzipped ONNX.")
 DATASET = click.option("--dataset", required=True, help="The data set: mnist or cifar10.")
@@ -23,19 +24,24 @@ SEMANTICS = click.option("--semantics", default="real", help="Arithmetic that ve
 CONFIRM = click.option("--confirm", is_flag=True, help="Let a second solver agree before a solver's proof counts as verified.")
 THREADS = click.option("--threads", type=click.IntRange(min=1), default=1, help="Threads for bounds and attacks.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-TIMEOUT = click.option("--timeout", type=click.FloatRange(min=0.0), help="Seconds allowed for each question; then the answer is unknown.")
 DEVICE = click.option("--device", default="cpu", help="Where bounds and attacks run: cpu, cuda or cuda:N.")
 MEMORY_LIMIT = click.option("--memory-limit", help="Memory for the work of one question, such as 4GB or 500MB; a bare number is MB.")
-SEED = click.option("--seed", type=click.IntRange(min=0), default=0, help="Seed of everything random.")
+SEED = click.option("--seed", type=_NUMBER, default=0, help="Seed of everything random.")
 
-_TYPES: dict[str, Any] = {"--timeout": click.FloatRange(min=0.0), "--seed": click.IntRange(min=0)}
+
+def timeout(text: str, default: float | None = None) -> Callable[[Command], Command]:
+    """The time limit; `text` says what of, and what happens then."""
+    return click.option("--timeout", type=_SECONDS, default=default, help=text)
 
 
 def unused(*names: str) -> Callable[[Command], Command]:
     """Options that every command takes and this one has no use for: checked, not shown, not passed on."""
 
     def add(command: Command) -> Command:
-        given = (click.option(name, type=_TYPES.get(name, str), hidden=True, expose_value=False) for name in names)
+        given = (
+            click.option(name, type={"--timeout": _SECONDS, "--seed": _NUMBER}.get(name, str), hidden=True, expose_value=False)
+            for name in names
+        )
         return functools.reduce(lambda wrapped, option: option(wrapped), given, command)
 
     return add

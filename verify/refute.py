@@ -71,8 +71,7 @@ class Refute:
     def __call__(self, query: Query) -> Verdict | Query:
         if self.skips(query) is not None:
             return query
-        left = query.options.remaining()
-        end = None if left is None else time.monotonic() + self.share * left
+        end = query.options.until(self.share)
         margins = query.goal.per_set(query.lower - query.goal.d.to(query.lower))
         order = [k for k in margins.argsort(descending=True).tolist() if not bool(query.closed[k])]
         implied_of, closed = dict(query.implied), query.closed.clone()

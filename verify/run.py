@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 
 from bounds.alpha import AlphaCrown
-from bounds.crown import Crown
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, place
 from bounds.errors import SpecError
 from bounds.ibp import Ibp
@@ -22,7 +21,7 @@ from verify.branch import SplitNeurons
 from verify.reduce import Reduce
 from verify.refute import Refute
 from verify.spec import Property, Specification
-from verify.stages import Bound, Exact, Falsify, Options, Query, Selective, Stage, Tighten
+from verify.stages import Bound, Exact, Falsify, Options, Query, Selective, Stage, Tighten, crown
 from verify.unfold import Unfold
 from verify.verdict import Falsified, Semantics, Unknown, Verdict, Verified
 
@@ -49,16 +48,19 @@ def _ibp(dtype: torch.dtype, options: Options) -> BoundEngine:
     return Ibp(dtype, options.device, options.semantics, memory_mb=options.memory_mb)
 
 
-def _crown(dtype: torch.dtype, options: Options) -> BoundEngine:
-    return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, both=False)
-
-
 def _alpha(steps: int) -> Callable[[torch.dtype, Options], BoundEngine]:
     def build(dtype: torch.dtype, options: Options) -> BoundEngine:
-        left = options.remaining()
-        until = None if left is None else time.monotonic() + _HIDDEN_SHARE * left
-        engine = AlphaCrown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, steps=steps, both=False)
-        return replace(engine, hidden_until=until)
+        until = options.until(_HIDDEN_SHARE)
+        return AlphaCrown(
+            dtype,
+            options.device,
+            options.semantics,
+            options.memory_mb,
+            deadline=options.deadline,
+            steps=steps,
+            both=False,
+            hidden_until=until,
+        )
 
     return build
 
@@ -70,7 +72,7 @@ def default_stages(seed: int = 0, effort: Effort = "normal") -> tuple[Stage, ...
     """
     thorough = effort == "thorough"
     longer = 5 if thorough else 1
-    first = (Falsify(Pgd(steps=20, restarts=2, seed=seed), seconds=1.0), Bound("ibp", _ibp), Bound("crown", _crown))
+    first = (Falsify(Pgd(steps=20, restarts=2, seed=seed), seconds=1.0), Bound("ibp", _ibp), Bound("crown", crown))
     alpha = Bound("alpha", _alpha(100 if thorough else 20))
     if effort == "quick":
         return (*first, alpha)

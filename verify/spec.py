@@ -129,10 +129,14 @@ class Margins:
         d = self.d.to(device=lower.device, dtype=torch.float64)
         return self.per_set((lower.to(torch.float64) > d).to(torch.uint8)).bool()
 
-    def worst(self, lower: Tensor) -> Tensor:
-        """A lower bound of the worst margin from lower bounds of C y, rounded downward. lower: (..., rows) -> (...), float64."""
+    def at_least(self, lower: Tensor) -> Tensor:
+        """Lower bounds of the sets' margins from lower bounds of C y, rounded downward. lower: (..., rows) -> (..., sets), float64."""
         wide = lower.to(torch.float64)
-        return self.per_set(rounding.below(wide - self.d.to(wide))).amin(-1)
+        return self.per_set(rounding.below(wide - self.d.to(wide)))
+
+    def worst(self, lower: Tensor) -> Tensor:
+        """A lower bound of the worst margin, as `at_least`. lower: (..., rows) -> (...), float64."""
+        return self.at_least(lower).amin(-1)
 
     def of(self, y: Tensor) -> Tensor:
         """The margin of every set at outputs y, in the type of y (an estimate). y: (..., outputs) -> (..., sets).

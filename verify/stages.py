@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from bounds import rounding
 from bounds.crown import Crown
 from bounds.engine import DEFAULT_MEMORY_MB, BoundEngine, Bounds
 from bounds.errors import DomainError, MemoryLimitError, NumericsError, ProofError, SolverError, TimeLimitError, UnsupportedOpError
@@ -58,6 +57,11 @@ class Options:
         if seconds is None or left is None:
             return left if seconds is None else seconds
         return min(seconds, share * left)
+
+    def until(self, share: float) -> float | None:
+        """When a share of the time that is left is over, on time.monotonic(), or None without a deadline."""
+        left = self.remaining()
+        return None if left is None else time.monotonic() + share * left
 
     @property
     def late(self) -> bool:
@@ -119,8 +123,7 @@ class Query:
     @property
     def excluded(self) -> float:
         """A lower bound of the margins of the closed sets, infinite where there are none; 0 for sets that were excluded without a bound."""
-        margin = self.goal.per_set(rounding.below(self.lower - self.goal.d.to(self.lower)))
-        return float(margin.clamp_min(0.0)[self.closed].min()) if bool(self.closed.any()) else math.inf
+        return float(self.goal.at_least(self.lower).clamp_min(0.0)[self.closed].min()) if bool(self.closed.any()) else math.inf
 
     @property
     def unstable(self) -> int:
@@ -282,6 +285,11 @@ def informed(query: Query, bounds: Bounds, rows: Tensor | None = None) -> Query:
     if bounds.linear is not None:
         starts = starts_from_bounds(query.specification.region, bounds.linear.lower_A.cpu())
     return replace(query, lower=lower, closed=closed, intervals=merged, starts=starts)
+
+
+def crown(dtype: torch.dtype, options: Options) -> Crown:
+    """CROWN as stages ask it: margins from below alone."""
+    return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, both=False)
 
 
 @dataclass(frozen=True)

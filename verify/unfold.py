@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 
-import torch
-
-from bounds.crown import Crown
 from bounds.ops.bilinear import Bilinear
 from bounds.ops.piecewise import MaxReduce
 from bounds.unfold import unfold
-from verify.stages import Bound, Options, Query
+from verify.stages import Bound, Query, crown
 from verify.verdict import Verdict, original_of
 
 
@@ -44,15 +40,10 @@ class Unfold:
         if len(unfolded.network.nodes) == len(query.network.nodes):
             return query
         network = replace(unfolded.network, original=original_of(query.network))
-        left = query.options.remaining()
-        limits = query.options if left is None else replace(query.options, deadline=time.monotonic() + self.share * left)
+        limits = replace(query.options, deadline=query.options.until(self.share))
         moved = replace(query, network=network, intervals=unfolded.moved(query.intervals), implied={}, options=limits)
-        found = Bound(self.name, _crown)(moved)
+        found = Bound(self.name, crown)(moved)
         if not isinstance(found, Query):
             return found
         # A limit: nothing is known of the new nodes.
         return replace(found, options=query.options) if len(found.intervals) == len(network.nodes) else query
-
-
-def _crown(dtype: torch.dtype, options: Options) -> Crown:
-    return Crown(dtype, options.device, options.semantics, options.memory_mb, deadline=options.deadline, both=False)
