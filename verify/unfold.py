@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from bounds.errors import NumericsError
 from bounds.ops.bilinear import Bilinear
 from bounds.ops.piecewise import MaxReduce
 from bounds.unfold import unfold
@@ -42,7 +43,10 @@ class Unfold:
         network = replace(unfolded.network, original=original_of(query.network))
         limits = replace(query.options, deadline=query.options.until(self.share))
         moved = replace(query, network=network, intervals=unfolded.moved(query.intervals), implied={}, options=limits)
-        found = Bound(self.name, crown)(moved)
+        try:
+            found = Bound(self.name, crown)(moved)
+        except NumericsError:
+            return query  # a square may overflow where the product does not
         if not isinstance(found, Query):
             return found
         # A limit: nothing is known of the new nodes.

@@ -112,3 +112,17 @@ def test_a_network_without_maxima_and_float32_are_skipped() -> None:
 def test_no_time_leaves_the_network_as_it_is() -> None:
     query = bounded(pooled(0), 0.5, Options(deadline=time.monotonic() + 60))
     assert Unfold(share=-1.0)(query) is query
+
+
+def test_squares_that_overflow_leave_the_network_as_it_is() -> None:
+    """1e200 times a number below 1 is a number, its square is none."""
+    network = build((1,), (Linear(torch.ones(1, 1)), (0,)), (Linear(torch.ones(1, 1)), (0,)), (Multiply(), (1, 2))).to(torch.float64)
+    large = network.nodes[1].op
+    assert isinstance(large, Linear)
+    large.weight.fill_(1e200)
+    region = Box(-torch.ones(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    asked = Specification(region, (Halfspaces(torch.ones(1, 1, dtype=torch.float64), torch.tensor([-1.0], dtype=torch.float64)),))
+    double = Bound("crown", lambda dtype, options: Crown(torch.float64))
+    query = double(Query.of(network, asked, Options()))
+    assert isinstance(query, Query)
+    assert Unfold()(query) is query
