@@ -25,6 +25,7 @@ ENTRANCE = (
     "verify/__init__.py",
     "verify/allocator.py",
     "verify/cli.py",
+    "verify/code_pages.py",
     "verify/commands.py",
     "verify/deferred.py",
     "verify/exits.py",

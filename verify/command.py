@@ -15,6 +15,7 @@ from bounds.engine import DEFAULT_MEMORY_MB, place
 from bounds.errors import OutputError, RingfenceError, SolverMissingError, SpecError
 from bounds.network import Network
 from verify import account, exits
+from verify.code_pages import release_code
 from verify.document import to_json
 from verify.output import Answer, counterexample_path, describe_all, say
 from verify.progress import progress
@@ -146,6 +147,7 @@ class Run:
         try:
             network = Network.from_onnx(model)
             questions = list(source.questions(network))
+            release_code()
             load = time.monotonic() - start
             for question in questions:
                 answers.append(self._answer(network, question, load, alone=len(questions) == 1))

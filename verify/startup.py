@@ -6,6 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
+from verify.code_pages import release_code
 from verify.deferred import defer
 
 
@@ -24,6 +25,7 @@ def quick_imports() -> Iterator[None]:
         gc.freeze()
         if collecting:
             gc.enable()
+        release_code()
 
 
 def quick_exit() -> None:
