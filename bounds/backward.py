@@ -218,18 +218,19 @@ def _bound_both(trace: Trace, index: int, wanted: Tensor, memory: int, best: Int
 
 def _bound_sides(trace: Trace, index: int, sides: tuple[Tensor, Tensor], memory: int, best: Interval) -> None:
     """Write lower bounds of the elements wanted in sides[0] (B, n) and upper bounds of those in sides[1] into `best`."""
-    dtype, count = trace.dtype, sides[0].shape[1]
-    wanted = torch.cat(sides, dim=1)
-    for images, places, valid in row_groups(trace, index, wanted, memory):
+    count = sides[0].shape[1]
+    ends = torch.cat([best.lower, -best.upper], dim=1)
+    for images, places, valid in row_groups(trace, index, torch.cat(sides, dim=1), memory):
         trace.check_time()
-        elements, falls = places % count, places >= count
-        sign = torch.where(falls, -1.0, 1.0).to(dtype)
+        falls = places >= count
+        elements, sign = places - falls * count, (1 - 2 * falls.to(trace.dtype))
         view = _view(trace, images)
         floor, _ = _walk_elements(view, Rows(index, elements, sign))
-        base, where = view.pick(trace.center[index], elements), images.unsqueeze(1).expand_as(elements)
-        low, high = valid & ~falls, valid & falls
-        best.lower[where[low], elements[low]] = rounding.round_down(rounding.below(base + floor), dtype)[low]
-        best.upper[where[high], elements[high]] = rounding.round_up(rounding.above(base - floor), dtype)[high]
+        found = rounding.round_down(rounding.below(view.pick(trace.center[index], elements) * sign + floor), trace.dtype)
+        where = images.unsqueeze(1).expand_as(places)
+        ends[where[valid], places[valid]] = found[valid]
+    best.lower.copy_(ends[:, :count])
+    best.upper.copy_(-ends[:, count:])
 
 
 def _view(trace: Trace, images: Tensor) -> View:

@@ -23,6 +23,7 @@ from bounds.ops.base import Activation, Affine, MovesData, Shape, Slopes, produc
 from bounds.ops.bilinear import Bilinear
 from bounds.ops.substituted import Substituted
 from bounds.region import LpBall, Region
+from bounds.sweep import Sweep
 from bounds.trace import Semantics, Trace
 
 
@@ -60,17 +61,16 @@ class LinearEngine:
     ) -> Bounds:
         net, where = network.to(self.dtype, device), region.to(self.dtype, device)
         C = as_objective(objective, net, where, self.dtype, device)
-        trace = Trace(net, where, self.semantics, self.deadline)
+        sweep = Sweep(
+            Trace(net, where, self.semantics, self.deadline), {i: interval.to(self.dtype, device) for i, interval in known.items()}
+        )
         limit = elements(self.memory_mb, self.dtype)
         for index in range(len(net.nodes)):
-            interval = trace.propagate(index)
-            if index in known:
-                interval = interval.intersect(known[index].to(self.dtype, device))
-            trace.visit(index, interval, self.slopes)
+            interval = sweep.visit(index, self.slopes)
             if index in net.preactivations:
-                self._tighten(trace, index, limit, known=interval if index in known else None)
-        linear, found = self._objective(trace, C, limit)
-        return Bounds(tuple(trace.interval(i) for i in range(len(net.nodes))), found, linear)
+                self._tighten(sweep.trace, index, limit, known=interval if index in known else None)
+        linear, found = self._objective(sweep.trace, C, limit)
+        return Bounds(sweep.intervals(), found, linear)
 
     def _objective(self, trace: Trace, C: Tensor, limit: int) -> tuple[LinearBounds, Interval]:
         """Planes of C f(x) and the interval they imply."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,10 @@ class Interval:
         if torch.finfo(dtype).bits < torch.finfo(self.lower.dtype).bits:
             return Interval(rounding.round_down(self.lower.to(device), dtype), rounding.round_up(self.upper.to(device), dtype))
         return Interval(self.lower.to(device=device, dtype=dtype), self.upper.to(device=device, dtype=dtype))
+
+    def select(self, elements: Tensor, shape: Sequence[int]) -> Interval:
+        """Some elements, by their positions in the flattened shape, as (batch, *shape)."""
+        return Interval(*(end.flatten(1).index_select(1, elements).unflatten(1, shape) for end in (self.lower, self.upper)))
 
     def is_finite(self) -> bool:
         """Whether every bound is an ordinary number."""

@@ -46,6 +46,10 @@ class Node:
     name: str
 
 
+_STRUCTURE = ("successors", "preactivations", "affine_in_input")
+"""What is kept of a network once it was asked for, and depends on nothing but which node reads which and what family it is of."""
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """nodes[0] is the input, nodes[-1] the output; every node's inputs come before it.
@@ -169,6 +173,12 @@ class Network:
         if not learns:
             cache[key] = copy
         return copy
+
+    def like(self, nodes: Sequence[Node]) -> Network:
+        """The network with other operators and shapes at the same nodes: what reads what stays, and what was found out about that."""
+        other = replace(self, nodes=tuple(nodes))
+        other.__dict__.update((name, value) for name, value in self.__dict__.items() if name in _STRUCTURE)
+        return other
 
     def values(self, x: Tensor) -> list[Tensor]:
         """Values of every node. x: (N, *input_shape)."""

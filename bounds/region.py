@@ -177,13 +177,18 @@ class Box(Region):
         radius = torch.where(self.lower == self.upper, 0.0, rounding.above(radius))
         return rounding.round_up(radius, self.lower.dtype)
 
+    @functools.cached_property
+    def _segments(self) -> tuple[tuple[int, int], ...]:
+        return rounding.segments(self._radius)
+
     def radius(self, dtype: torch.dtype) -> Tensor:
         """Half widths around the origin, (B, *shape), rounded upward."""
         return rounding.round_up(self._radius, dtype) if dtype != self.lower.dtype else self._radius
 
     def decrease(self, A: Tensor, sets: Tensor | None = None) -> Tensor:
         radius = self.radius(A.dtype).flatten(1)
-        return rounding.dot_above(A.flatten(2).abs(), radius if sets is None else radius.index_select(0, sets))
+        ranges = self._segments if A.dtype == self.lower.dtype else None
+        return rounding.dot_above(A.flatten(2).abs(), radius if sets is None else radius.index_select(0, sets), ranges)
 
     def decrease_patch(self, patch: Patch) -> Tensor:
         dtype = patch.A.dtype

@@ -189,7 +189,8 @@ def dot_error(dtype: torch.dtype, columns: int) -> float:
     return gamma(terms + 1, dtype) + gamma(columns // _SEGMENT + 2, torch.float64)
 
 
-def dot_above(A: Tensor, v: Tensor) -> Tensor:
-    """An upper bound in float64 of <A_r, v> for non-negative A and v. A: (B, R, n), v: (B, n) -> (B, R)."""
-    total = dot(A, v, segments(v))
+def dot_above(A: Tensor, v: Tensor, ranges: tuple[tuple[int, int], ...] | None = None) -> Tensor:
+    """An upper bound in float64 of <A_r, v> for non-negative A and v. A: (B, R, n), v: (B, n) -> (B, R). ranges: segments(v), or those of a
+    batch that v is part of."""
+    total = dot(A, v, segments(v) if ranges is None else ranges)
     return above(total, dot_error(v.dtype, v.shape[-1]) * total + underflow(v.shape[-1] + 2, v.dtype))

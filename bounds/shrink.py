@@ -7,28 +7,22 @@
 so that lines vanish into the maps, constants into the biases, and elements and inputs that nothing reads disappear. That pays when few elements
 survive; `shrink` takes the smallest of all its forms and the network itself. Maps are multiplied in float64 and rounded to the network's type:
 the function is kept up to rounding, which is good enough for estimates and not for proofs.
-
-`drop_inactive` leaves out elements that are 0 on a region by cutting rows and columns out of the stored weights. Nothing is computed, so the
-smaller network has exactly the same values on the region, and proofs about it are proofs about the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bounds.errors import ShapeError, UnsupportedOpError
-from bounds.interval import Interval
 from bounds.network import Network, Node
-from bounds.ops.affine import Linear, Scale, Shift
+from bounds.ops.affine import Linear
 from bounds.ops.base import Activation, Affine, Input, Op, Shape, product
-from bounds.ops.convolution import Conv
 from bounds.ops.shape import Concat, Gather, Reshape
 from bounds.ops.substituted import Substituted
-from bounds.substitutes import fixed, surviving
+from bounds.substitutes import surviving
 
 _ROWS = 256
 """Rows walked back at a time."""
@@ -208,170 +202,3 @@ def _cost(network: Network, keep: int) -> int:
             rows = product(node.shape) - (int(node.op.pruned.sum()) if isinstance(node.op, Substituted) else 0)
             total, width = total + rows * (width + 1), width + rows
     return total + network.outputs * (width + 1)
-
-
-@dataclass(frozen=True, eq=False)
-class Reduced:
-    """A network without the elements that are 0 on a region; node for node the network it came from.
-
-    kept: for every node with fewer elements, the positions of those that are left among the flattened ones.
-    """
-
-    network: Network
-    kept: dict[int, Tensor]
-
-    def narrowed(self, intervals: Mapping[int, Interval]) -> dict[int, Interval]:
-        """Enclosures of the network's nodes, (B, *shape), as enclosures of the nodes of the smaller one."""
-        return {index: self._one(index, interval) for index, interval in intervals.items()}
-
-    def _one(self, index: int, interval: Interval) -> Interval:
-        if index not in self.kept:
-            return interval
-        shape = self.network.nodes[index].shape
-        return Interval(*(side.flatten(1)[:, self.kept[index]].unflatten(1, shape) for side in (interval.lower, interval.upper)))
-
-
-def drop_inactive(network: Network, intervals: Mapping[int, Interval]) -> Reduced:
-    """Cut out the elements of piecewise-linear activations that are 0 throughout the intervals, (1, *shape) by node index.
-
-    A layer is cut where a linear map, or a convolution of which a whole channel is 0, feeds an activation that only linear maps or ungrouped
-    convolutions read, with nothing but reshapes, scales and shifts between. Every other layer stays. Property: the same values on the region, exactly.
-    """
-    masks, found = fixed(network, intervals)
-    nodes = list(network.nodes)
-    kept: dict[int, Tensor] = {}
-    for index, mask in masks.items():
-        zero = mask & (found[index].slope == 0) & (found[index].intercept == 0)
-        possible = bool(zero.any()) and not isinstance(nodes[index].op, Substituted)
-        layer = _cut(Network(tuple(nodes)), index, zero) if possible else None
-        if layer is not None:
-            nodes, columns = layer
-            kept |= columns
-    return Reduced(Network(tuple(nodes), network.original), kept)
-
-
-def _cut(network: Network, index: int, zero: Tensor) -> tuple[list[Node], dict[int, Tensor]] | None:
-    """The nodes with an activation's zero elements cut out, and what is left of which node; None where nothing can be cut."""
-    above, below = _feeding(network, index), _reading(network, index)
-    if not above or below is None:
-        return None
-    between, readers = below
-    changed, elements = [index, *above, *between], zero.numel()
-    block = _block(network, above, readers, elements)
-    if block is None or any(product(network.nodes[k].shape) != elements for k in changed):
-        return None
-    gone = zero.reshape(-1, block).all(1)
-    gone[0] = bool(gone[0]) and not bool(gone.all())  # one stays, so that no tensor is empty
-    if not bool(gone.any()):
-        return None
-    left = (~gone).repeat_interleave(block).nonzero().flatten()
-    shapes = {k: _smaller(network.nodes[k].shape, left.numel(), elements) for k in changed}
-    if any(product(shape) != left.numel() for shape in shapes.values()):
-        return None
-    nodes = list(network.nodes)
-    for k, shape in shapes.items():
-        nodes[k] = _narrow(nodes[k], left, shape)
-    for k in readers:
-        nodes[k] = replace(nodes[k], op=_fewer_columns(nodes[k].op, left, elements))
-    return nodes, dict.fromkeys(changed, left)
-
-
-def _block(network: Network, above: list[int], readers: list[int], elements: int) -> int | None:
-    """How many neighbouring elements go together: those of a channel where a convolution is around, else one."""
-    counts = {network.nodes[k].shape[1] for k in above if isinstance(network.nodes[k].op, Conv)}
-    counts |= {network.input_shapes(k)[0][1] for k in readers if isinstance(network.nodes[k].op, Conv)}
-    if not counts:
-        return 1
-    return elements // counts.pop() if len(counts) == 1 else None
-
-
-def _produces(node: Node) -> bool:
-    return isinstance(node.op, Linear | Conv)
-
-
-def _feeding(network: Network, index: int) -> list[int]:
-    """The nodes from an activation up to the map that feeds it and nobody else; empty where there is no such map."""
-    path: list[int] = []
-    while not path or not _produces(network.nodes[path[-1]]):
-        (index,) = network.nodes[index].inputs
-        node = network.nodes[index]
-        if len(network.successors[index]) != 1 or not (_passes(node) or (_produces(node) and _fits(node))):
-            return []
-        path.append(index)
-    return path
-
-
-def _reading(network: Network, index: int) -> tuple[list[int], list[int]] | None:
-    """Nodes between an activation and the maps that read it, and these maps; None where something else reads it."""
-    between, readers, pending = [], [], list(network.successors[index])
-    while pending:
-        current = pending.pop()
-        node = network.nodes[current]
-        if isinstance(node.op, Reshape | Scale) and network.successors[current]:  # a shift would turn 0 into something else
-            between.append(current)
-            pending.extend(network.successors[current])
-        elif isinstance(node.op, Linear) or (isinstance(node.op, Conv) and node.op.groups == 1):
-            readers.append(current)
-        else:
-            return None
-    matrices = any(isinstance(network.nodes[k].op, Linear) and not _reads_all(network, k) for k in readers)
-    return None if matrices or not readers else (between, readers)
-
-
-def _reads_all(network: Network, index: int) -> bool:
-    """Whether a linear map reads a vector, not the rows of a matrix."""
-    op, (shape,) = network.nodes[index].op, network.input_shapes(index)
-    return isinstance(op, Linear) and product(shape) == op.weight.shape[1]
-
-
-def _passes(node: Node) -> bool:
-    """Whether a node hands elements on one by one."""
-    return isinstance(node.op, Reshape | Scale | Shift)
-
-
-def _fits(node: Node) -> bool:
-    return (
-        product(node.shape) == node.op.weight.shape[0] if isinstance(node.op, Linear) else isinstance(node.op, Conv) and node.op.groups == 1
-    )
-
-
-def _smaller(shape: Shape, left: int, elements: int) -> Shape:
-    """The shape with `left` instead of all elements: the axis of channels, or the only long one, becomes shorter."""
-    axis = 1 if len(shape) > 2 else max(range(len(shape)), key=lambda k: shape[k])
-    return tuple(n * left // elements if k == axis else n for k, n in enumerate(shape))
-
-
-def _narrow(node: Node, left: Tensor, shape: Shape) -> Node:
-    """A node with fewer elements."""
-    op, elements = node.op, product(node.shape)
-
-    def part(values: Tensor) -> Tensor:
-        return values.expand(node.shape).flatten()[left].reshape(shape)
-
-    if isinstance(op, Reshape):
-        return Node(Reshape(shape), node.inputs, shape, node.name)
-    if isinstance(op, Linear):
-        offset = None if op.offset is None else part(op.offset).flatten()
-        return Node(replace(op, weight=op.weight[left], offset=offset), node.inputs, shape, node.name)
-    if isinstance(op, Conv):
-        rows = torch.unique_consecutive(left // (elements // node.shape[1]))
-        offset = None if op.offset is None else op.offset.expand(node.shape[1], *op.offset.shape[-len(op.strides) :])[rows]
-        return Node(replace(op, weight=op.weight[rows], offset=offset), node.inputs, shape, node.name)
-    if isinstance(op, Scale):
-        return Node(Scale(part(op.factor)), node.inputs, shape, node.name)
-    if isinstance(op, Shift):
-        return Node(replace(op, offset=part(op.offset)), node.inputs, shape, node.name)
-    if not isinstance(op, Activation):
-        raise UnsupportedOpError(f"node {node.name!r} ({type(op).__name__}) cannot be narrowed")
-    chosen = op.at(left, node.shape)
-    changed = {name: value.reshape(shape) for name, value in vars(chosen).items() if isinstance(value, Tensor) and value.dim() == 1}
-    return Node(replace(chosen, **changed) if changed else chosen, node.inputs, shape, node.name)  # type: ignore[type-var]
-
-
-def _fewer_columns(op: Op, left: Tensor, elements: int) -> Op:
-    """A linear map or a convolution that reads fewer elements."""
-    if isinstance(op, Linear):
-        return replace(op, weight=op.weight[:, left])
-    if isinstance(op, Conv):
-        return replace(op, weight=op.weight[:, torch.unique_consecutive(left // (elements // op.weight.shape[1]))])
-    raise UnsupportedOpError(f"{type(op).__name__} cannot read fewer elements")

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from bounds import rounding
 from bounds.errors import DomainError, NumericsError, ShapeError, TimeLimitError, UnsupportedOpError
+from bounds.inactive import Cut
 from bounds.interval import Interval
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input, MovesData, Slopes
@@ -182,6 +183,17 @@ class Trace:
         """Replace the interval of a visited affine or input node by another enclosure. Raises NumericsError as `visit` does."""
         self.record(index, interval)
         self._measure(index, self.charge[index])
+
+    def leave_out(self, cut: Cut) -> None:
+        """Go on with the smaller network. Of the nodes that become smaller those below the activation must have been visited, the others not."""
+        exact = self.wide is self.network
+        self.network = cut.of(self.network)
+        self.wide = self.network if exact else cut.of(self.wide)
+        for index, shape in cut.shapes.items():
+            if index in self.intervals:
+                self.intervals[index] = self.intervals[index].select(cut.left, shape)
+                for known in (self.center, self.reach, self.charge):
+                    known[index] = known[index].flatten(1).index_select(1, cut.left).unflatten(1, shape)
 
     def anchor(self, index: int, interval: Interval) -> None:
         """Record node `index` as a place where a walk may stop: its centre is the interval's midpoint and nothing below is charged.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from bounds.shrink import drop_inactive, size
+from bounds.inactive import drop_inactive
+from bounds.shrink import size
 from verify.stages import Query
 from verify.verdict import Verdict, original_of
 
 
 @dataclass(frozen=True)
 class Reduce:
-    """Cut rows and columns of inactive neurons out of the network (see `bounds.shrink.drop_inactive`).
+    """Cut rows and columns of inactive neurons out of the network (see `bounds.inactive.drop_inactive`).
 
     least: share of the parameters that has to go, or the query is handed on untouched. Programs leave such neurons out by themselves: they have
     the same binaries with and without. What gains are the bounds of sub-problems, which multiply with every row, and the encoding.

@@ -9,6 +9,7 @@ import torch
 
 from bounds.crown import Crown
 from bounds.errors import ShapeError, UnsupportedOpError
+from bounds.inactive import drop_inactive
 from bounds.network import Network
 from bounds.ops.affine import AddBranches, Linear, Scale, Shift
 from bounds.ops.convolution import Conv
@@ -16,7 +17,7 @@ from bounds.ops.piecewise import LeakyRelu, PRelu, Relu
 from bounds.ops.shape import Reshape
 from bounds.ops.smooth import Sigmoid
 from bounds.region import LpBall
-from bounds.shrink import collapse, drop_inactive, shrink, size
+from bounds.shrink import collapse, shrink, size
 from bounds.substitutes import Kind, activations, lines, rewrite
 from tests.bounds.networks import (
     Draw,
