@@ -12,12 +12,12 @@ _MEAN, _SQUARE, _TINY = 0.9, 0.999, 1e-8
 
 
 class Adam:
-    """Ascent on `variables`, each with a rate of its own.
+    """Ascent on `variables`, each with a rate of its own, a number or a tensor that broadcasts against it.
 
     Reference: Kingma and Ba 2015, Adam: a method for stochastic optimization, Algorithm 1, with the sign of ascent.
     """
 
-    def __init__(self, variables: Sequence[Tensor], rates: Sequence[float]) -> None:
+    def __init__(self, variables: Sequence[Tensor], rates: Sequence[float | Tensor]) -> None:
         self.variables, self.rates = list(variables), list(rates)
         self._moments = [(torch.zeros_like(v), torch.zeros_like(v)) for v in self.variables]
         self._steps = 0
@@ -31,5 +31,9 @@ class Adam:
             if gradient is not None:
                 mean.lerp_(gradient, 1 - _MEAN)
                 square.mul_(_SQUARE).addcmul_(gradient, gradient, value=1 - _SQUARE)
-                variable.addcdiv_(mean, (square.sqrt() / second).add_(_TINY), value=rate / first)
+                size = square.sqrt().div_(second).add_(_TINY)
+                if isinstance(rate, Tensor):
+                    variable.addcmul_(size.reciprocal_().mul_(mean), rate, value=1 / first)
+                else:
+                    variable.addcdiv_(mean, size, value=rate / first)
         self.rates = [rate * decay for rate in self.rates]

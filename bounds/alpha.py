@@ -120,42 +120,48 @@ class RowProblem:
 
         enough: the ascent ends once every row's estimate is above it.
         """
-        batch, rows = self.start.fee.shape
-        best_alphas = {k: tuple(a.detach().expand(batch, rows, *a.shape[2:]).clone() for a in v) for k, v in alphas.items()}
-        best_betas = {k: b.detach().expand(batch, rows, -1).clone() for k, b in betas.items()}
-        units = self._units(best_alphas, best_betas)
-        best_betas = {k: b / units[k] for k, b in best_betas.items()}
-        best = [*(a for v in best_alphas.values() for a in v), *best_betas.values()]
-        variables = [b.clone().requires_grad_() for b in best]
-        supply = iter(variables)
-        alphas = {k: tuple(next(supply) for _ in v) for k, v in alphas.items()}
-        betas = {k: next(supply) for k in betas}
-        count = len(variables) - len(betas)
-        rates = [ascent.lr * (1.0 if self.free[k].op.piecewise else ascent.smooth) for k, v in alphas.items() for _ in v]
-        adam = Adam(variables, rates + [ascent.beta_lr] * len(betas))
+        shape = self.start.fee.shape
+        wide = {k: tuple(a.detach().expand(*shape, -1) for a in v) for k, v in alphas.items()}
+        units = self._units(wide, {k: b.detach().expand(*shape, -1) for k, b in betas.items()})
+        pieces = [*(a for v in wide.values() for a in v), *(b.detach().expand(*shape, -1) / units[k] for k, b in betas.items())]
+        # One tensor for all of them: a step is a few operations, however many layers there are.
+        best = torch.cat(pieces, dim=2) if pieces else self.start.fee.new_zeros(*shape, 0)
+        widths, count = [piece.shape[2] for piece in pieces], sum(a.shape[2] for v in wide.values() for a in v)
+
+        def parts(packed: Tensor) -> tuple[Alphas, Betas]:
+            supply = iter(packed.split(widths, dim=2) if widths else ())
+            return {k: tuple(next(supply) for _ in v) for k, v in wide.items()}, {k: next(supply) * units[k] for k in betas}
+
+        variable = best.clone().requires_grad_()
+        adam = Adam([variable], [self._rates(wide, ascent, best.shape[2] - count)])
         record = torch.full_like(self.start.fee, -torch.inf)
         for step in range(ascent.steps + 1):
             with torch.enable_grad():
-                value = self.estimate(alphas, {k: b * units[k] for k, b in betas.items()}, measure)
-            better = value.detach() > record
-            record = torch.where(better, value.detach(), record)
-            for kept, variable in zip(best, variables, strict=True):
-                mask = better.reshape(*better.shape, *[1] * (variable.dim() - 2))
-                torch.where(mask, variable.detach(), kept, out=kept)
+                value = self.estimate(*parts(variable), measure)
+            found = value.detach()
+            better = found > record
+            record = torch.where(better, found, record)
+            torch.where(better.unsqueeze(-1), variable.detach(), best, out=best)
             done = enough is not None and bool((record > enough).all())
-            if not variables or step == ascent.steps or done or self.trace.late or not value.requires_grad:
+            if step == ascent.steps or done or self.trace.late or not value.requires_grad:
                 break
-            adam.rise(torch.autograd.grad(value.sum(), variables, allow_unused=True), ascent.decay)
+            adam.rise(torch.autograd.grad(value.sum(), [variable], allow_unused=True), ascent.decay)
             with torch.no_grad():
-                for variable in variables[:count]:
-                    variable.clamp_(0, 1)
-                self._admit(variables[count:])
-        return best_alphas, {k: b * units[k] for k, b in best_betas.items()}, record
+                variable[..., :count].clamp_(0, 1)
+                self._admit(variable[..., count:])
+        return *parts(best), record
 
-    def _admit(self, betas: list[Tensor]) -> None:
+    def _rates(self, alphas: Alphas, ascent: Ascent, multipliers: int) -> float | Tensor:
+        """First step sizes of all that is chosen, in order: a number where they are the same."""
+        rates = [ascent.lr * (1.0 if self.free[k].op.piecewise else ascent.smooth) for k, v in alphas.items() for a in v for _ in range(a.shape[2])]
+        rates += [ascent.beta_lr] * multipliers
+        if len(set(rates)) <= 1:
+            return rates[0] if rates else 0.0
+        return torch.tensor(rates, dtype=self.trace.dtype, device=self.start.fee.device)
+
+    def _admit(self, betas: Tensor) -> None:
         """Bring multipliers back to where they are valid, in place."""
-        for beta in betas:
-            beta.clamp_(min=0)
+        betas.clamp_(min=0)
 
     def _units(self, alphas: Alphas, betas: Betas) -> Betas:
         """What multipliers of each node are measured in: the largest coefficient that the row's walk brings there, (B, R, 1)."""

@@ -89,9 +89,8 @@ class ImpliedProblem(RowProblem):
     def _units(self, alphas: Alphas, betas: Betas) -> Betas:
         return {index: torch.ones_like(beta) for index, beta in betas.items()}
 
-    def _admit(self, betas: list[Tensor]) -> None:
-        for beta in betas:
-            beta.clamp_(-_FARTHEST, _FARTHEST)
+    def _admit(self, betas: Tensor) -> None:
+        betas.clamp_(-_FARTHEST, _FARTHEST)
 
 
 def implied(

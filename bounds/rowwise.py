@@ -54,7 +54,7 @@ class Split:
 class RowPlanes:
     """The planes of one activation at the elements where rows differ, see the module.
 
-    columns: positions of those elements, (k,). low, high, drop, gap: (B, R, k). charge: what rounding costs there, None in an estimate. shared:
+    columns: positions of those elements in ascending order, (k,). low, high, drop, gap: (B, R, k). charge: what rounding costs there, None in an estimate. shared:
     the trace's planes elsewhere, and their charge (B, n).
     """
 
@@ -92,22 +92,24 @@ class RowWalk(Walk):
             super()._through_activation(index, op, A)
             return
         flat = A.flatten(2)
-        picked = flat[:, :, planes.columns]
+        everywhere = planes.columns.numel() == flat.shape[2]
+        picked = flat if everywhere else flat.index_select(2, planes.columns)
         if self.view.seen is not None:
             self.view.seen[index] = picked
         negative = picked.clamp(max=0)
         positive = picked - negative
         self._sum(positive, negative, planes)
-        if planes.charge is not None:
-            self._share(flat, planes)
-        relaxed = flat * planes.shared.slope.flatten(1).unsqueeze(1)
-        relaxed = relaxed.index_copy(2, planes.columns, positive * planes.low + negative * planes.high)
+        relaxed = torch.addcmul(positive * planes.low, negative, planes.high)
+        if not everywhere:
+            if planes.charge is not None:
+                self._share(flat, planes)
+            relaxed = (flat * planes.shared.slope.flatten(1).unsqueeze(1)).index_copy(2, planes.columns, relaxed)
         self._add(self.network.nodes[index].inputs[0], relaxed.view_as(A))
 
     def _sum(self, positive: Tensor, negative: Tensor, planes: RowPlanes) -> None:
         """Add the planes' offsets at the rows' own columns, less what rounding costs there."""
         if planes.charge is None:
-            self.lower = self.lower + (positive * planes.drop + negative * planes.gap).sum(-1).to(_EXACT)
+            self.lower = self.lower + torch.addcmul(positive * planes.drop, negative, planes.gap).sum(-1).to(_EXACT)
             return
         terms = positive.to(_EXACT) * planes.drop, negative.to(_EXACT) * planes.gap
         size = (terms[0].abs() + terms[1].abs()).sum(-1)
@@ -155,7 +157,7 @@ class RowWalk(Walk):
 class Freedom:
     """What rows may choose for one activation: alphas in [0, 1] that place a slope between the smallest and largest worth trying.
 
-    columns: positions of the elements where they may, (k,): all that are unstable in some region. interval: of the activation's input there,
+    columns: positions of the elements where they may, ascending, (k,): all that are unstable in some region. interval: of the activation's input there,
     (B, R or 1, k), inside the trace's; None for the trace's own. The plane above has no alpha where the activation is convex, the plane below
     none where it is concave: their best slope is the chord's.
     """
