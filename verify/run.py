@@ -80,7 +80,7 @@ def default_stages(seed: int = 0, effort: Effort = "normal") -> tuple[Stage, ...
         *first,
         SplitInput(most_bounded=600),
         alpha,
-        Falsify(Pgd(steps=60, restarts=250 * longer, seed=seed + 1), seconds=2.0 * longer),
+        Falsify(Pgd(steps=60, restarts=250 * longer, seed=seed + 1), seconds=2.0 * longer, unless=SplitInput()),
         Unfold(),
         Reduce(),
         SplitInput(),

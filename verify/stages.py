@@ -208,14 +208,22 @@ class Selective(Protocol):
 
 @dataclass(frozen=True)
 class Falsify:
-    """Search for a counterexample with an attack and replay it."""
+    """Search for a counterexample with an attack and replay it. unless: a stage that tries points of its own; where that takes the query this
+    one does not."""
 
     attack: Attack
     seconds: float | None = None
     name: str = "attack"
     kind: str = "attack"
+    unless: Selective | None = None
+
+    def skips(self, query: Query) -> str | None:
+        """See `Selective`."""
+        return None if self.unless is None or self.unless.skips(query) is not None else "bisection of the input tries points of its own"
 
     def __call__(self, query: Query) -> Verdict | Query:
+        if self.skips(query) is not None:
+            return query
         budget = query.options.budget(self.seconds)
         deadline = None if budget is None else time.monotonic() + budget
         found, best = falsify(query.network, query.specification, self.attack, starts=query.starts, deadline=deadline, rounded=True)

@@ -12,6 +12,7 @@ from bounds.region import Box
 from tests.verify.nets import bump, linear
 from verify import account
 from verify.account import StageRecord
+from verify.attack import Pgd
 from verify.bisection import SplitInput
 from verify.document import to_json
 from verify.run import Effort, default_stages, verify
@@ -45,6 +46,15 @@ def test_a_stage_that_is_not_for_the_query_says_why() -> None:
     assert told["split"] == "2 inputs vary, more than 1"
     assert told["milp"] == "1 neurons are unstable, more than 0"
     assert "float32-any-order" in told["lp"]
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_an_attack_rests_where_bisection_tries_points(most: int) -> None:
+    question = output_bounds(UNIT, [None, None], [0.4, None])
+    attack = Falsify(Pgd(steps=5, restarts=3), unless=SplitInput(most_inputs=most))
+    result = verify(bump(), question, stages=(attack,))
+    assert [r.outcome for r in result.stages] == ["falsified" if most == 1 else "skipped"]
+    assert isinstance(verify(bump(), question).verdict, Falsified)
 
 
 def test_stages_after_the_time_limit_are_listed_as_skipped() -> None:
