@@ -153,7 +153,12 @@ class RowProblem:
 
     def _rates(self, alphas: Alphas, ascent: Ascent, multipliers: int) -> float | Tensor:
         """First step sizes of all that is chosen, in order: a number where they are the same."""
-        rates = [ascent.lr * (1.0 if self.free[k].op.piecewise else ascent.smooth) for k, v in alphas.items() for a in v for _ in range(a.shape[2])]
+        rates = [
+            ascent.lr * (1.0 if self.free[k].op.piecewise else ascent.smooth)
+            for k, v in alphas.items()
+            for a in v
+            for _ in range(a.shape[2])
+        ]
         rates += [ascent.beta_lr] * multipliers
         if len(set(rates)) <= 1:
             return rates[0] if rates else 0.0

@@ -54,8 +54,8 @@ class Split:
 class RowPlanes:
     """The planes of one activation at the elements where rows differ, see the module.
 
-    columns: positions of those elements in ascending order, (k,). low, high, drop, gap: (B, R, k). charge: what rounding costs there, None in an estimate. shared:
-    the trace's planes elsewhere, and their charge (B, n).
+    columns: positions of those elements in ascending order, (k,). low, high, drop, gap: (B, R, k). charge: what rounding costs there, None in
+    an estimate. shared: the trace's planes elsewhere, and their charge (B, n).
     """
 
     columns: Tensor
