@@ -106,7 +106,7 @@ def switch_rigour_off() -> None:
     rounding.gamma = lambda terms, dtype: 0.0
     rounding.underflow = lambda terms, dtype: 0.0
     rounding.dot = lambda A, v, ranges: rounding.matvec(A, v).double()
-    backward.Walk._pay = lambda self, index, flat, negative: None  # type: ignore[method-assign]
+    backward.Walk._pay = lambda self, index, flat: None  # type: ignore[method-assign]
     local._payment = lambda A, charge: charge.new_zeros(())
 
     def visit_without_charge(self, index, op):  # type: ignore[no-untyped-def]

@@ -136,10 +136,10 @@ class Walk:
             A = self._double(A)
         flat = A.flatten(2)
         negative = flat.clamp(max=0)
-        self._pay(index, flat.detach(), negative.detach())
+        self._pay(index, flat.detach())
         gap, slack = planes.gap.flatten(1), 1 + rounding.dot_error(A.dtype, flat.shape[-1])
         fall = slack * rounding.dot(negative, gap, planes.segments)
-        self.lower = self.lower + fall[:, : self.rows]
+        self.lower = self.lower + (fall[:, : self.rows] if self.doubled else fall)
         if self.doubled:
             self.upper = self.upper + fall[:, self.rows :]
         elif self.two_sided:
@@ -152,23 +152,27 @@ class Walk:
         self.pending = {k: torch.cat([v, -v], dim=1) for k, v in self.pending.items()}
         return torch.cat([A, -A], dim=1)
 
-    def _pay(self, index: int, flat: Tensor, negative: Tensor) -> None:
-        """Subtract <|A|, charge>, as <A, charge> - 2 <min(A, 0), charge>."""
-        charge = self.view.charge(index).flatten(1)
-        total = (rounding.matvec(flat, charge) - 2 * rounding.matvec(negative, charge)).to(_EXACT) * rounding.SAFETY
-        self.lower = self.lower - total[:, : self.rows]
-        self.upper = self.upper - (total[:, self.rows :] if self.doubled else total)
+    def _pay(self, index: int, flat: Tensor) -> None:
+        """Subtract <|A|, charge>."""
+        total = rounding.matvec(flat.abs(), self.view.charge(index).flatten(1)).to(_EXACT) * rounding.SAFETY
+        self.lower = self.lower - (total[:, : self.rows] if self.doubled else total)
+        if self.two_sided:
+            self.upper = self.upper - (total[:, self.rows :] if self.doubled else total)
 
 
 def concretize(view: View, planar: Planar) -> tuple[Tensor, Tensor]:
-    """Bounds of the rows' deviations over the regions from below and (for two-sided walks) above, float64, outward; (images, rows)."""
+    """Bounds of the rows' deviations over the regions from below and above (infinite unless the walk was two-sided), float64, outward; (images,
+    rows)."""
     region, network = view.trace.region, view.trace.network
     rows = planar.lower.shape[1]
     fall = region.decrease(planar.A, view.images)
     if planar.doubled:
         return less(network, planar.lower, fall[:, :rows]), -less(network, planar.upper, fall[:, rows:])
-    rise = fall if region.symmetric or not planar.two_sided else region.decrease(-planar.A, view.images)
-    return less(network, planar.lower, fall), -less(network, planar.upper, rise)
+    floor = less(network, planar.lower, fall)
+    if not planar.two_sided:
+        return floor, torch.full_like(floor, math.inf)
+    rise = fall if region.symmetric else region.decrease(-planar.A, view.images)
+    return floor, -less(network, planar.upper, rise)
 
 
 def less(network: Network, constant: Tensor, fall: Tensor) -> Tensor:

@@ -67,11 +67,6 @@ class Cut:
     readers: tuple[int, ...]
     elements: int
 
-    @property
-    def share(self) -> float:
-        """Share of the elements that leave."""
-        return 1 - self.left.numel() / self.elements
-
     def of(self, network: Network) -> Network:
         """The smaller network; `network` is the one that was planned for, in any type."""
         nodes = list(network.nodes)
@@ -81,11 +76,10 @@ class Cut:
             nodes[k] = replace(nodes[k], op=_fewer_columns(nodes[k].op, self.left, self.elements))
         return network.like(nodes)
 
-    def saved(self, network: Network) -> int:
-        """Products that every walk through the layer is spared for each row."""
-        gone = self.elements - self.left.numel()
+    def products(self, network: Network) -> int:
+        """Products that a walk of one row takes for each of the elements, in the maps above and below."""
         above = sum(_terms(network.nodes[k].op, network.input_shapes(k), inward=True) for k in self.shapes if _produces(network.nodes[k]))
-        return gone * (above + sum(_terms(network.nodes[k].op, network.input_shapes(k), inward=False) for k in self.readers))
+        return above + sum(_terms(network.nodes[k].op, network.input_shapes(k), inward=False) for k in self.readers)
 
 
 def plan(network: Network, index: int, zero: Tensor) -> Cut | None:

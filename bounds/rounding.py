@@ -151,6 +151,9 @@ def round_up(value: Tensor, dtype: torch.dtype) -> Tensor:
 _SEGMENT = 256
 """Non-zero terms summed in the working type before the sum goes on in float64: gamma of a segment, not of the whole row, is paid."""
 
+_FEW = 2**15
+"""Numbers a segment up to which its overhead counts more than a pass over memory."""
+
 
 def segments(v: Tensor) -> tuple[tuple[int, int], ...]:
     """Column ranges of v (B, *shape), flattened to (B, n), that hold at most `_SEGMENT` columns with a non-zero; zero columns may be left out."""
@@ -177,6 +180,8 @@ def matvec(A: Tensor, v: Tensor) -> Tensor:
 
 def dot(A: Tensor, v: Tensor, ranges: tuple[tuple[int, int], ...]) -> Tensor:
     """<A_r, v> in float64. A: (B, R, n), v: (B, n), ranges = segments(v). The relative error against <|A_r|, |v|> is `dot_error`."""
+    if A.numel() <= _FEW * len(ranges):
+        return (A * v.unsqueeze(1)).sum(-1, dtype=torch.float64)  # every product is rounded once, and few tensors are made
     total = A.new_zeros(A.shape[:2], dtype=torch.float64)
     for start, stop in ranges:
         total += matvec(A[:, :, start:stop], v[:, start:stop])

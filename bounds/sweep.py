@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from bounds.inactive import plan
+from bounds.inactive import Cut, plan
 from bounds.interval import Interval
 from bounds.ops.base import Activation, Slopes, product
 from bounds.trace import Trace
@@ -15,6 +15,9 @@ _LEAST = 0.25
 """Share of a layer that must leave."""
 _WORTH_A_CUT = 2**17
 """Products that a smaller layer must save every walk of one row a region: making it takes as long as fifty operations on small tensors."""
+
+_MOST_COPIED = 2**24
+"""Numbers that the smaller maps may hold at the most: they take memory beside the whole ones."""
 
 
 class Sweep:
@@ -42,7 +45,7 @@ class Sweep:
     def _leave_out(self, index: int, interval: Interval) -> Interval:
         zero = ((interval.lower == 0) & (interval.upper == 0)).all(0)
         cut = plan(self.trace.network, index, zero)
-        if cut is None or cut.share < _LEAST or self.trace.batch * cut.saved(self.trace.network) < _WORTH_A_CUT:
+        if cut is None or not self._pays(cut):
             return interval
         for k in cut.shapes:
             self._kept[k] = cut.left
@@ -50,6 +53,11 @@ class Sweep:
                 self._whole[k] = self.trace.interval(k)
         self.trace.leave_out(cut)
         return self._part(index, interval)
+
+    def _pays(self, cut: Cut) -> bool:
+        left, products = cut.left.numel(), cut.products(self.trace.network)
+        saved = self.trace.batch * (cut.elements - left) * products
+        return left <= (1 - _LEAST) * cut.elements and saved >= _WORTH_A_CUT and left * products <= _MOST_COPIED
 
     def intervals(self) -> tuple[Interval, ...]:
         """The intervals of all nodes of the whole network."""

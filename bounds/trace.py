@@ -266,14 +266,14 @@ class Trace:
         z = self.center[source]
         low, high = op.gather(lower_slope * z), op.gather(upper_slope * z)
         center = low + planes.lower_intercept
-        straight = _straight(lower_slope, upper_slope)
-        level = (planes.lower_intercept == 0) | (op.gather(lower_slope.abs()) == 0)
+        straight, sizes = _straight(lower_slope, upper_slope), (lower_slope.abs(), upper_slope.abs())
+        level = (planes.lower_intercept == 0) | (op.gather(sizes[0]) == 0)
         exact = (op.gather(~straight) == 0) & level & (planes.lower_intercept == planes.upper_intercept)
         # float64 roundings of the two planes at the centre, paid outward
-        size = op.gather((lower_slope.abs() + upper_slope.abs()) * z.abs()) + planes.lower_intercept.abs() + planes.upper_intercept.abs()
+        size = op.gather((sizes[0] + sizes[1]) * z.abs()) + planes.lower_intercept.abs() + planes.upper_intercept.abs()
         slack = torch.where(exact, 0.0, rounding.gamma(lower_slope.shape[-1] + 4 if low.shape != lower_slope.shape else 4, _EXACT) * size)
         gap = torch.where(exact, 0.0, rounding.above(high + planes.upper_intercept - center, slack)).clamp_min(0)
-        charge = self.activation_charge(index, lower_slope, upper_slope) + slack.to(self.dtype) * rounding.SAFETY
+        charge = self._activation_charge(index, straight, sizes, None) + slack.to(self.dtype) * rounding.SAFETY
         step, gap = upper_slope - lower_slope, rounding.round_up(gap, self.dtype)
         self.planes[index] = Planes(lower_slope, step, gap, rounding.segments(gap), not bool(step.any()))
         self.center[index] = center
@@ -308,6 +308,10 @@ class Trace:
 
         Slopes (B, *shape); or, for rows with slopes of their own at some elements (positions `columns`), (B, R, k).
         """
+        return self._activation_charge(index, _straight(lower_slope, upper_slope), (lower_slope.abs(), upper_slope.abs()), columns)
+
+    def _activation_charge(self, index: int, straight: Tensor, sizes: tuple[Tensor, Tensor], columns: Tensor | None) -> Tensor:
+        """`activation_charge`. straight: where no slope rounds anything; sizes: absolute slopes below and above."""
         node = self.network.nodes[index]
         (source,) = node.inputs
         terms = [self._arriving(source), self.reach[source].detach()]
@@ -315,9 +319,9 @@ class Trace:
             terms.append(self._execution_error(index))
         if columns is not None:
             terms = [t.flatten(1)[:, columns].unsqueeze(1) for t in terms]
-        below, above = lower_slope.detach().abs(), upper_slope.detach().abs()
+        below, above = (size.detach() for size in sizes)
         steepness = torch.maximum(below, above)
-        rough = torch.where(_straight(lower_slope, upper_slope), 0.0, 2 * rounding.gamma(5, self.dtype) * (below + above))
+        rough = torch.where(straight, 0.0, 2 * rounding.gamma(5, self.dtype) * (below + above))
         total = steepness * terms[0] + rough * terms[1]
         charge = (total if columns is not None else node.op.gather(total)) * rounding.SAFETY  # type: ignore[attr-defined]
         return charge + terms[2] if len(terms) == 3 else charge

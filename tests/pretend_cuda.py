@@ -22,6 +22,9 @@ _aten = torch.ops.aten
 _MAY_MIX = {_aten._to_copy.default, _aten.copy_.default, _aten.index.Tensor, _aten.index_put_.default, _aten.index_put.default}
 """Operations that read tensors of both devices on a real GPU: copies, and look-ups by positions that lie on the processor."""
 
+_BELIEVES = {_aten._to_copy.default, _aten.new_zeros.default}
+"""Operations that PyTorch calls itself, with a device."""
+
 
 class Pretend(torch.Tensor):
     """A tensor that claims to be on the GPU; `inner` holds its numbers."""
@@ -84,8 +87,8 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     leaves = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, torch.Tensor)]
     ours = [leaf for leaf in leaves if isinstance(leaf, Pretend)]
     theirs = [leaf for leaf in leaves if not isinstance(leaf, Pretend) and leaf.dim() > 0]
-    # What was moved by name went through `_Move`; here PyTorch names the device that it believes a tensor to be on.
-    asked = None if func is _aten._to_copy.default else kwargs.get("device")
+    # What was moved by name went through `_Move`; here, and where derivatives are made, PyTorch names the device that it believes a tensor to be on.
+    asked = None if func in _BELIEVES else kwargs.get("device")
     device = torch.device(asked) if asked is not None else (_GPU if ours else torch.device("cpu"))
     on_gpu = device.type == "cuda"
     if ours and theirs and not (func in _MAY_MIX and _mixes_well(func, args)):

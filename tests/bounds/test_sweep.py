@@ -121,3 +121,11 @@ def test_small_gains_leave_the_network_as_it_is(cuts: list[int]) -> None:
     network = layers()
     Crown()(network, ball(network, 0.02))
     assert not cuts
+
+
+def test_large_maps_are_not_copied(cuts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    limits(monkeypatch, always=True)
+    monkeypatch.setattr(sweep, "_MOST_COPIED", 10)
+    network = layers()
+    Crown()(network, ball(network, 0.02))
+    assert not cuts
