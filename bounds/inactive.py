@@ -98,9 +98,10 @@ def plan(network: Network, index: int, zero: Tensor) -> Cut | None:
     block = _block(network, above, readers, elements)
     if block is None or any(product(network.nodes[k].shape) != elements for k in changed):
         return None
-    gone = zero.reshape(-1, block).all(1)
-    gone[0] &= ~gone.all()  # one stays, so that no tensor is empty
-    left = (~gone).repeat_interleave(block).nonzero().flatten()
+    stays = ~(zero.flatten() if block == 1 else zero.reshape(-1, block).all(1).repeat_interleave(block))
+    left = stays.nonzero().flatten()
+    if left.numel() == 0:  # some stay, so that no tensor is empty
+        left = torch.arange(block, device=zero.device)
     count = left.numel()
     if count == elements:
         return None
