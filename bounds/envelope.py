@@ -111,8 +111,7 @@ class _Seen:
         place = (image * planes.lower_A.shape[1] + row).to(planes.lower_A.device)
         A = planes.lower_A.flatten(0, 1).index_select(0, place).to(ball.center.device, dtype).flatten(1)
         b = planes.lower_b[image, row].to(ball.center)
-        own = ball.select(image)
-        center, steep = own.center.flatten(1), A.abs()
+        center, steep = ball.center.index_select(0, image).flatten(1), A.abs()
         size = steep.sum(-1).to(_EXACT) * center.abs().amax(-1) + b.abs()
         error = rounding.gamma(A.shape[-1] + 6, dtype) * size + rounding.underflow(A.shape[-1] + 6, dtype)
         floor = rounding.below(_dot(A, center.to(dtype)).to(_EXACT) + b, error)
@@ -120,8 +119,8 @@ class _Seen:
             raise NumericsError(_NOT_FINITE)
         if ball.domain is None or not bool((floor > 0).any()):  # planes that do not separate the centre need no limits
             return cls(steep, floor, None, ball.p)
-        down, up = (side.flatten(1).to(dtype) for side in _sides(own))
-        return cls(steep, floor, torch.where(A > 0, down, up), ball.p)
+        low, high = (torch.as_tensor(side).index_select(0, image).flatten(1) for side in ball.domain)
+        return cls(steep, floor, torch.where(A > 0, center - low, high - center).to(dtype), ball.p)
 
     def select(self, index: Tensor) -> _Seen:
         """Some of them."""
