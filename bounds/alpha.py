@@ -122,18 +122,20 @@ class RowProblem:
         """
         shape = self.start.fee.shape
         wide = {k: tuple(a.detach().expand(*shape, -1) for a in v) for k, v in alphas.items()}
-        units = self._units(wide, {k: b.detach().expand(*shape, -1) for k, b in betas.items()})
-        pieces = [*(a for v in wide.values() for a in v), *(b.detach().expand(*shape, -1) / units[k] for k, b in betas.items())]
+        multipliers = {k: b.detach().expand(*shape, -1) for k, b in betas.items()}
+        units = self._units(wide, multipliers)
+        slopes = [a for v in wide.values() for a in v]
+        pieces = [*slopes, *(b / units[k] for k, b in multipliers.items())]
         # One tensor for all of them: a step is a few operations, however many layers there are.
         best = torch.cat(pieces, dim=2) if pieces else self.start.fee.new_zeros(*shape, 0)
-        widths, count = [piece.shape[2] for piece in pieces], sum(a.shape[2] for v in wide.values() for a in v)
+        widths, count = [piece.shape[2] for piece in pieces], sum(a.shape[2] for a in slopes)
 
         def parts(packed: Tensor) -> tuple[Alphas, Betas]:
             supply = iter(packed.split(widths, dim=2) if widths else ())
             return {k: tuple(next(supply) for _ in v) for k, v in wide.items()}, {k: next(supply) * units[k] for k in betas}
 
         variable = best.clone().requires_grad_()
-        adam = Adam([variable], [self._rates(wide, ascent, best.shape[2] - count)])
+        adam = Adam([variable], [self._rates(wide, ascent, widths)])
         record = torch.full_like(self.start.fee, -torch.inf)
         for step in range(ascent.steps + 1):
             with torch.enable_grad():
@@ -151,18 +153,14 @@ class RowProblem:
                 self._admit(variable[..., count:])
         return *parts(best), record
 
-    def _rates(self, alphas: Alphas, ascent: Ascent, multipliers: int) -> float | Tensor:
-        """First step sizes of all that is chosen, in order: a number where they are the same."""
-        rates = [
-            ascent.lr * (1.0 if self.free[k].op.piecewise else ascent.smooth)
-            for k, v in alphas.items()
-            for a in v
-            for _ in range(a.shape[2])
-        ]
-        rates += [ascent.beta_lr] * multipliers
+    def _rates(self, alphas: Alphas, ascent: Ascent, widths: Sequence[int]) -> float | Tensor:
+        """First step sizes of all that is chosen, alphas before multipliers, `widths` elements each: a number where they are the same."""
+        rates = [ascent.lr * (1.0 if self.free[k].op.piecewise else ascent.smooth) for k, v in alphas.items() for _ in v]
+        rates += [ascent.beta_lr] * (len(widths) - len(rates))
         if len(set(rates)) <= 1:
             return rates[0] if rates else 0.0
-        return torch.tensor(rates, dtype=self.trace.dtype, device=self.start.fee.device)
+        each = torch.tensor(rates, dtype=self.trace.dtype).repeat_interleave(torch.tensor(widths))
+        return each.to(self.start.fee.device)
 
     def _admit(self, betas: Tensor) -> None:
         """Bring multipliers back to where they are valid, in place."""

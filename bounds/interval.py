@@ -11,6 +11,11 @@ from torch import Tensor
 from bounds import rounding
 
 
+def chosen(whole: Tensor, elements: Tensor, shape: Sequence[int]) -> Tensor:
+    """Some elements of each region's values (batch, ...), by their positions in the flattened shape, as (batch, *shape)."""
+    return whole.flatten(1).index_select(1, elements).unflatten(1, shape)
+
+
 @dataclass(frozen=True, eq=False)
 class Interval:
     """Element-wise enclosure ``lower <= x <= upper``; both tensors have shape (batch, *shape)."""
@@ -45,7 +50,7 @@ class Interval:
 
     def select(self, elements: Tensor, shape: Sequence[int]) -> Interval:
         """Some elements, by their positions in the flattened shape, as (batch, *shape)."""
-        return Interval(*(end.flatten(1).index_select(1, elements).unflatten(1, shape) for end in (self.lower, self.upper)))
+        return Interval(chosen(self.lower, elements, shape), chosen(self.upper, elements, shape))
 
     def is_finite(self) -> bool:
         """Whether every bound is an ordinary number."""

@@ -33,7 +33,7 @@ from torch import Tensor
 from bounds import rounding
 from bounds.errors import DomainError, NumericsError, ShapeError, TimeLimitError, UnsupportedOpError
 from bounds.inactive import Cut
-from bounds.interval import Interval
+from bounds.interval import Interval, chosen
 from bounds.network import Network
 from bounds.ops.base import Activation, Affine, Input, MovesData, Slopes
 from bounds.ops.bilinear import Bilinear, Pair
@@ -168,17 +168,11 @@ class Trace:
 
         In the working type the values themselves would be rounded, which costs small boxes far from 0 most of what rounding costs.
         """
-        op = self.network.nodes[index].op
-        if (
-            not isinstance(self.region, Box)
-            or not self.network.affine_in_input[index]
-            or not isinstance(op, Affine)
-            or isinstance(op, MovesData)
-        ):
+        op, sources = self.network.nodes[index].op, self.network.nodes[index].inputs
+        if not isinstance(self.region, Box) or not isinstance(op, Affine) or isinstance(op, MovesData):
             return None
-        if any(s not in self.center for s in self.network.nodes[index].inputs):
+        if not self.network.affine_in_input[index] or any(s not in self.center for s in sources):
             return None
-        sources = self.network.nodes[index].inputs
         terms = op.fan_in(*self.network.input_shapes(index))
         center = self._ahead[index] = self.wide.nodes[index].op.forward(*(self.center[s] for s in sources))
         residual, relative = rounding.gamma(terms + 2, _EXACT), 2 * rounding.gamma(terms + 4, self.dtype)
@@ -226,7 +220,7 @@ class Trace:
             if index in self.intervals:
                 self.intervals[index] = self.intervals[index].select(cut.left, shape)
                 for known in (self.center, self.reach, self.charge):
-                    known[index] = known[index].flatten(1).index_select(1, cut.left).unflatten(1, shape)
+                    known[index] = chosen(known[index], cut.left, shape)
 
     def anchor(self, index: int, interval: Interval) -> None:
         """Record node `index` as a place where a walk may stop: its centre is the interval's midpoint and nothing below is charged.
